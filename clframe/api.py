@@ -1,0 +1,219 @@
+"""The Python API: `run`, `plan`, `resume`, `load`, `compare`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clframe.config import RunConfig, resolve
+from clframe.errors import RunDirectoryError
+from clframe.launch.build import build_setup, open_stream, stream_record
+from clframe.report import Table
+from clframe.report import compare as compare_summaries
+from clframe.results import Run, metrics_of, open_run, result_of, summary_of
+from clframe.tracking.environment import environment
+from clframe.tracking.files import write_json
+from clframe.tracking.progress import Progress
+from clframe.tracking.recorder import RunRecorder
+from clframe.tracking.rundir import RunDirectory, Tracker
+from clframe.training.checkpoint import export_weights, read_checkpoint, write_checkpoint
+from clframe.training.context import Setup
+from clframe.training.trainer import Trainer
+
+__all__ = ["Plan", "compare", "load", "plan", "resume", "run"]
+
+
+def run(
+    *,
+    run_dir: str | Path | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    trackers: Sequence[Tracker] = (),
+    progress: bool = True,
+    stop_after: int | None = None,
+    **config: Any,
+) -> Run:
+    """Run an experiment and return it.
+
+    Args:
+        run_dir: Where to keep it; by default `runs/<scenario>-<strategy>-<seed>-<hash>`. There, the very same run that
+            has finished already is returned instead of repeated.
+        data_root: Folders to look for data in, before the environment's and the cache.
+        download: Whether a missing data set may be fetched.
+        trackers: Watch the run.
+        progress: Show a progress bar (on a terminal) and a line per experience.
+        stop_after: Stop with `Stopped` after so many optimiser steps; `resume` continues.
+        **config: The configuration: `scenario`, `strategy`, `backbone`, `head`, `optimizer`, `first_optimizer` as names,
+            mappings or objects; `epochs`, `seed`, `batch_size` and the other run options.
+
+    Raises:
+        ConfigurationError: Something can't be run; raised before anything is computed.
+        DataError: The data is missing or damaged.
+        RunDirectoryError: The directory exists, is in use, or can't be written.
+        TrainingError: A loss became NaN; the last checkpoint is kept.
+    """
+    resolved = resolve(config)
+    path = Path(run_dir) if run_dir is not None else _default_directory(resolved.record)
+    if run_dir is None and (path / "result.json").is_file():
+        return Run(RunDirectory.open(path))
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunDirectoryError(
+            f"The run directory {path} exists already: continue it with `clframe resume {path}`, or choose another --run-dir."
+        )
+    stream = open_stream(resolved, data_root, download)
+    setup = build_setup(resolved, stream)
+    record = dict(resolved.record)
+    files = {
+        "config.yaml": record,
+        "stream.json": stream_record(stream),
+        "environment.json": environment(str(setup.device), stream.data_fingerprint),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
+    directory = RunDirectory.create(path, files, resolved.sources)
+    return _train(trainer, directory, resolved, trackers, progress, stop_after)
+
+
+def resume(
+    directory: str | Path,
+    *,
+    data_root: str | Path | None = None,
+    trackers: Sequence[Tracker] = (),
+    progress: bool = True,
+    stop_after: int | None = None,
+    **objects: Any,
+) -> Run:
+    """Continue a run that was stopped, from its last checkpoint; a finished one is returned as it is.
+
+    Args:
+        directory: The run directory.
+        data_root: Folders to look for data in.
+        trackers: Watch the run.
+        progress: Show progress.
+        stop_after: Stop again after so many optimiser steps.
+        **objects: `scenario`, `strategy` or `backbone`, where the run was given an object that has no name.
+
+    Raises:
+        RunDirectoryError: There is no run, it is in use, or its files are damaged.
+    """
+    opened = RunDirectory.open(Path(directory)).lock()
+    try:
+        if opened.finished:
+            return Run(RunDirectory(opened.path))
+        resolved = resolve({**opened.config, **objects})
+        stream = open_stream(resolved, data_root, False)
+        recorded = opened.stream["fingerprint"]
+        if stream.fingerprint != recorded:
+            raise RunDirectoryError(
+                f"The data or scenario differs from what {opened.path} was run on (stream {stream.fingerprint[:12]}, "
+                f"expected {recorded[:12]}): bring back the same data, or start a new run."
+            )
+        trainer = Trainer(build_setup(resolved, stream), _Unwritten())
+        latest = opened.checkpoints / "latest.pt"
+        if latest.is_file():
+            state = read_checkpoint(latest)
+            opened.cut_events(int(state["events_size"]))
+            trainer.load_state(state)
+        else:
+            opened.cut_events(0)
+        return _train(trainer, opened, resolved, trackers, progress, stop_after)
+    finally:
+        opened.close()
+
+
+def load(directory: str | Path) -> Run:
+    """Open a run directory: its numbers, plots and model, without its data.
+
+    Raises:
+        RunDirectoryError: There is no run.
+    """
+    return open_run(directory)
+
+
+def compare(runs: Sequence[Run | str | Path], **options: Any) -> Table:
+    """Return a table of runs: mean and deviation over seeds, a row per method."""
+    summaries = [summary_of(r.directory if isinstance(r, Run) else RunDirectory.open(Path(r))) for r in runs]
+    return compare_summaries(summaries, **options)
+
+
+class Plan:
+    """What a run would do: its stream, phases, steps and memory.
+
+    Attributes:
+        config: The resolved configuration.
+        stream: A row per experience.
+        phases: A row per phase of every experience.
+        memory: Bytes by purpose.
+    """
+
+    def __init__(self, config: dict[str, Any], stream: list[dict[str, Any]], phases: list[dict[str, Any]], memory: dict[str, int]) -> None:
+        self.config = config
+        self.stream = stream
+        self.phases = phases
+        self.memory = memory
+
+
+def plan(*, data_root: str | Path | None = None, download: bool = False, **config: Any) -> Plan:
+    """Return what a run would do, without training: for `--dry-run`."""
+    resolved = resolve(config)
+    stream = open_stream(resolved, data_root, download)
+    setup = build_setup(resolved, stream, dry=True)
+    trainer = Trainer(setup, _Unwritten())
+    phases = trainer.plan()
+    return Plan(resolved.record, stream.describe(), phases, trainer.memory_bytes())
+
+
+def _default_directory(record: Mapping[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    names = [str(record[part]["name"]) for part in ("scenario", "strategy")]
+    safe = ["".join(c if c.isalnum() or c in "_+" else "_" for c in n.removesuffix(".py").split("/")[-1]) for n in names]
+    return Path("runs") / f"{safe[0]}-{safe[1]}-{record['seed']}-{digest}"
+
+
+def _train(
+    trainer: Trainer,
+    directory: RunDirectory,
+    config: RunConfig,
+    trackers: Sequence[Tracker],
+    progress: bool,
+    stop_after: int | None,
+) -> Run:
+    """Run a trainer to its end and write the result."""
+    watching = [*trackers, *([Progress()] if progress else [])]
+    recorder = RunRecorder(directory, watching, write_checkpoint)
+    trainer.recorder = recorder
+    trainer.checkpoint_seconds = 60 * config.options.checkpoint_minutes
+    trainer.keep_models = config.options.keep_models
+    trainer.valid = any(len(t.valid) for t in trainer.setup.stream.tasks)
+    trainer.stop_after = stop_after
+    try:
+        trainer.run()
+        report = metrics_of(directory)
+        export_weights(trainer.strategy.network, directory.checkpoints / "model.safetensors")
+        recorder.event("finished", dict(trainer.counters))
+        write_json(directory.path / "result.json", result_of(directory, report, trainer.counters))
+    finally:
+        recorder.close()
+    return Run(RunDirectory(directory.path))
+
+
+class _Unwritten:
+    """Takes nothing: the recorder of a trainer that has not been given its directory yet."""
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Ignore."""
+
+    def predictions(self, split: str, after: int, heads: Mapping[str, Any]) -> dict[str, Any]:
+        """Ignore."""
+        return {}
+
+    def checkpoint(self, state: Mapping[str, Any], keep_as: str | None) -> None:
+        """Ignore."""
+
+
+def setup_of(run_config: RunConfig, data_root: str | Path | None = None) -> Setup:
+    """Return the objects of a run, for benchmarks and tests that drive a trainer themselves."""
+    return build_setup(run_config, open_stream(run_config, data_root, False))

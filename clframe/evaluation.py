@@ -1,0 +1,143 @@
+"""Scoring a model: every test image of the seen tasks goes through the strategy once, and what it predicts is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clframe.errors import ContractError
+from clframe.strategy import Strategy
+from clframe.stream import EvaluationTask, Stream
+from clframe.training.batches import BatchMaker
+
+__all__ = ["Columns", "classification_columns", "evaluate"]
+
+Columns = dict[str, NDArray[Any]]
+"""What is kept of one head's scores: arrays of one length by name, as `clframe.metrics.Predictions` takes them."""
+
+_COLUMNS = ("predicted", "predicted_local", "predicted_upto", "confidence", "energy", "entropy")
+
+
+@torch.inference_mode()
+def evaluate(
+    strategy: Strategy,
+    stream: Stream,
+    maker: BatchMaker,
+    tasks: Sequence[EvaluationTask],
+    *,
+    split: str = "test",
+    batch_size: int = 512,
+) -> dict[str, Columns]:
+    """Score a strategy on some tasks.
+
+    The network is in eval mode meanwhile and afterwards in the mode it had; nothing is drawn and no state changes.
+
+    Args:
+        strategy: What predicts.
+        stream: Tells the classes of every task.
+        maker: Batches of the table that holds the split: the test table, or the training table for `valid`.
+        tasks: The columns to fill; those of which the head has no class are left out.
+        split: `test` or `valid`.
+        batch_size: Samples per forward pass.
+
+    Returns:
+        Kept predictions by report head, the primary head first; empty when there is nothing to score.
+    """
+    known = strategy.network.num_classes
+    scored = [t for t in tasks if stream.score != "accuracy" or any(c < known for c in t.classes)]
+    ids = [t.test if split == "test" else t.valid for t in scored]
+    if not sum(map(len, ids)):
+        return {}
+    samples = torch.cat(ids)
+    owners = torch.cat([torch.full((len(part),), t.index) for t, part in zip(scored, ids, strict=True)])
+    training = strategy.network.training
+    strategy.network.eval()
+    try:
+        columns = _score_all(strategy, stream, maker, samples, owners, batch_size)
+    finally:
+        strategy.network.train(training)
+    targets = maker.table.targets[samples]
+    labels = targets.numpy() if stream.score == "accuracy" else np.zeros(len(samples))
+    fixed = {"sample": samples.numpy(), "task": owners.numpy().astype(np.int32), "target": labels.astype(np.int32)}
+    return {head: {**fixed, **{n: torch.cat(v).cpu().numpy() for n, v in c.items()}} for head, c in columns.items()}
+
+
+def _score_all(
+    strategy: Strategy, stream: Stream, maker: BatchMaker, samples: Tensor, owners: Tensor, batch_size: int
+) -> dict[str, dict[str, list[Tensor]]]:
+    """Forward every sample once and collect the columns of every head, on the device."""
+    local, upto = (m.to(maker.device) for m in _class_masks(stream))
+    columns: dict[str, dict[str, list[Tensor]]] = {}
+    for part, own, images in _in_batches(maker, samples, owners, batch_size):
+        task_ids = _task_ids(stream, own).to(maker.device) if stream.setting == "task" else None
+        tasks = own.to(maker.device)
+        for head, scores in strategy.predict(maker.test_input(images), task_ids).items():
+            if scores.ndim != 2 or len(scores) != len(part):
+                raise ContractError(
+                    f"The report head {head!r} must give scores ({len(part)}, K), received {tuple(scores.shape)}."
+                )
+            found = columns.setdefault(head, {})
+            if stream.score == "squared_error":
+                error = (scores.float() - maker.on_device(maker.table.targets[part])).square().sum(dim=1)
+                found.setdefault("score", []).append(error)
+                continue
+            masks = (local[tasks, : scores.shape[1]], upto[tasks, : scores.shape[1]])
+            for name, column in zip(_COLUMNS, classification_columns(scores.float(), *masks), strict=True):
+                found.setdefault(name, []).append(column)
+    return columns
+
+
+def _in_batches(
+    maker: BatchMaker, samples: Tensor, owners: Tensor, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    parts = list(samples.split(batch_size))
+    yield from zip(parts, owners.split(batch_size), maker.table.batches(parts), strict=True)
+
+
+def classification_columns(scores: Tensor, local: Tensor, upto: Tensor) -> tuple[Tensor, ...]:
+    """Reduce scores (B, K) to the kept columns.
+
+    Args:
+        scores: (B, K) over all classes seen.
+        local: (B, K) bool, the classes of every sample's own task.
+        upto: (B, K) bool, the classes of the tasks up to it.
+
+    Returns:
+        The argmax over all, within `local` and within `upto` (int32; -1 where the mask is empty), the largest
+        softmax probability, the energy -logsumexp, and the entropy in nats (float32).
+    """
+    log_sum = scores.logsumexp(dim=1)
+    log_p = scores - log_sum[:, None]
+    p = log_p.exp()
+    entropy = -torch.where(p > 0, p * log_p, torch.zeros_like(p)).sum(dim=1)
+    return (
+        scores.argmax(dim=1).int(),
+        _argmax_within(scores, local),
+        _argmax_within(scores, upto),
+        p.amax(dim=1),
+        -log_sum,
+        entropy,
+    )
+
+
+def _argmax_within(scores: Tensor, mask: Tensor) -> Tensor:
+    best = scores.masked_fill(~mask, -torch.inf).argmax(dim=1)
+    return torch.where(mask.any(dim=1), best, torch.full_like(best, -1)).int()
+
+
+def _class_masks(stream: Stream) -> tuple[Tensor, Tensor]:
+    """Return (J, K_all) masks of each task's own classes and of the classes up to it."""
+    local = torch.zeros(len(stream.tasks), stream.num_classes, dtype=torch.bool)
+    for task in stream.tasks:
+        local[task.index, list(task.classes)] = True
+    return local, local.cumsum(dim=0) > 0
+
+
+def _task_ids(stream: Stream, owners: Tensor) -> Tensor:
+    table = torch.tensor([-1 if t.task_id is None else t.task_id for t in stream.tasks])
+    return table[owners]

@@ -1,0 +1,213 @@
+"""From a checked configuration to what a trainer needs, and from a run directory back to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clframe.composite import leaves, tags_of
+from clframe.config import RunConfig, resolve
+from clframe.data import DataRoot, MemoryReader
+from clframe.data.augment import build_augmentation
+from clframe.errors import ConfigurationError
+from clframe.metrics import Tasks
+from clframe.models import Backbone, BackboneConfig
+from clframe.strategy import Strategy
+from clframe.stream import EvaluationTask, Experience, SampleTable, Stream, no_samples
+from clframe.tracking.rundir import RunDirectory
+from clframe.training.batches import BatchMaker
+from clframe.training.checkpoint import read_checkpoint, restore_strategy, unpack
+from clframe.training.context import Context, Setup
+
+__all__ = ["build_setup", "check_fit", "load_strategy", "open_stream", "stream_record"]
+
+
+def open_stream(config: RunConfig, data_root: Any, download: bool) -> Stream:
+    """Build the scenario's stream, or take one that was given in Python."""
+    if isinstance(config.scenario, Stream):
+        return config.scenario
+    stream: Stream = config.scenario.build(DataRoot.resolve(data_root), download=download)
+    stream.check()
+    return stream
+
+
+def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setup:
+    """Make the objects of a run; nothing is trained yet.
+
+    Raises:
+        ConfigurationError: The parts don't fit each other or the machine.
+    """
+    options = config.options
+    device = _device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    images = len(stream.shape) == 3
+    chosen = stream.augmentation if options.augmentation == "auto" else options.augmentation
+    augmentation = build_augmentation(chosen, stream.shape) if images else None
+    check_fit(config.strategy, stream, config.backbone)
+    make, skeleton = _factories(config.backbone, stream.shape)
+    return Setup(
+        stream=stream,
+        strategy=config.strategy,
+        factory=make,
+        skeleton=skeleton,
+        head=config.head,
+        recipe=config.recipe,
+        first_recipe=config.first_recipe,
+        batch_size=options.batch_size,
+        eval_batch_size=options.eval_batch_size,
+        seed=options.seed,
+        init_seed=options.init_seed,
+        data_seed=options.data_seed,
+        device=device,
+        precision=_precision(options.precision, device),
+        channels_last=options.channels_last,
+        augmentation=augmentation if augmentation is not None and augmentation.transforms else None,
+        evaluate_future=options.evaluate_future,
+        dry=dry,
+    )
+
+
+def check_fit(strategy: Strategy, stream: Stream, backbone: BackboneConfig) -> None:
+    """Refuse a combination that makes no sense, before anything is computed.
+
+    Raises:
+        ConfigurationError: One sentence per problem.
+    """
+    tags = tags_of(strategy)
+    name = "+".join(type(s).__name__ for s in leaves(strategy))
+    wrong = [
+        (stream.setting not in tags.settings, f"is defined for {_words(tags.settings)}-incremental streams, not {stream.setting}"),
+        (stream.score not in tags.scores, f"learns from {_words(tags.scores)}, but the stream is scored by {stream.score}"),
+        (tags.needs_boundaries and not stream.boundaries, "needs to be told where tasks end, which this stream doesn't say"),
+        (stream.online and not tags.online, "can't learn from a single pass"),
+        (_has(stream, "unlabelled") and not tags.uses_unlabelled, "can't use samples without labels, which this stream has"),
+        (_has(stream, "forget") and not tags.can_unlearn, "can't unlearn samples, which this stream asks for"),
+        (tags.needs_pretrained and not _pretrained(backbone), "needs a backbone with weights: give --backbone.weights FILE"),
+    ]
+    problems = [f"{name} {text}: choose another strategy or scenario." for bad, text in wrong if bad]
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+
+
+def _words(values: Any) -> str:
+    return " or ".join(sorted(values))
+
+
+def _has(stream: Stream, what: str) -> bool:
+    return any(len(getattr(e, what)) for e in stream.experiences)
+
+
+def _pretrained(backbone: BackboneConfig) -> bool:
+    return bool(backbone.weights) or bool(getattr(backbone, "pretrained", False))
+
+
+def _factories(backbone: BackboneConfig, shape: tuple[int, ...]) -> tuple[Callable[[], Backbone], Callable[[], Backbone]]:
+    return lambda: backbone.build(shape), lambda: backbone.skeleton(shape)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigurationError(f"Expected a device such as cpu or cuda, received {name!r}.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"The device {name!r} was asked for, but PyTorch finds no GPU: use --device cpu.")
+    return device
+
+
+def _precision(name: str, device: torch.device) -> str:
+    if name == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if name == "fp16" and device.type != "cuda":
+        raise ConfigurationError(f"Expected fp32 or bf16 on {device.type}, received precision fp16: it needs a GPU.")
+    return name
+
+
+def stream_record(stream: Stream) -> dict[str, Any]:
+    """Return what `stream.json` holds: enough for every metric, and to load the model without the data."""
+    tasks = Tasks(
+        classes=tuple(t.classes for t in stream.tasks),
+        seen=tuple(e.num_seen_classes for e in stream.experiences),
+        introduced=tuple(t.available_after for t in stream.tasks),
+    )
+    return {
+        "schema": 1,
+        "name": stream.name,
+        "setting": stream.setting,
+        "score": stream.score,
+        "fingerprint": stream.fingerprint,
+        "data_fingerprint": stream.data_fingerprint,
+        "shape": list(stream.shape),
+        "mean": list(stream.mean),
+        "std": list(stream.std),
+        "class_names": list(stream.class_names),
+        "class_order": list(stream.class_order),
+        "task_ids": [t.task_id for t in stream.tasks],
+        "tasks": tasks.to_dict(),
+        "experiences": stream.describe(),
+    }
+
+
+def load_strategy(directory: RunDirectory, backbone: Any = None, strategy: Any = None) -> tuple[Strategy, BatchMaker]:
+    """Bring back a run's strategy with its trained state, on the CPU and without the data.
+
+    Args:
+        directory: The run.
+        backbone: Where the configuration can't name it: the module given to the run.
+        strategy: Likewise.
+    """
+    record = directory.config
+    if backbone is not None:
+        record["backbone"] = backbone
+    if strategy is not None:
+        record["strategy"] = strategy
+    stream = _hollow_stream(directory.stream)
+    record["scenario"] = stream
+    config = resolve({**record, "device": "cpu", "precision": "fp32", "threads": None})
+    setup = build_setup(config, stream)
+    state = read_checkpoint(directory.checkpoints / "latest.pt")
+    context = Context(setup)
+    for part in leaves(setup.strategy):
+        part.bind(context)
+    setup.strategy.bind(context)
+    setup.strategy.network = unpack(state["network"], setup.skeleton)
+    for part, saved in zip(leaves(setup.strategy), state["strategies"], strict=True):
+        restore_strategy(part, saved, setup.skeleton)
+    setup.strategy.network.eval()
+    return setup.strategy, context.test_maker
+
+
+def _hollow_stream(record: dict[str, Any]) -> Stream:
+    """A stream without samples, of the recorded shape, classes and tasks."""
+    shape = tuple(record["shape"])
+    images = len(shape) == 3
+    empty = torch.empty((0, *shape[1:], shape[0]), dtype=torch.uint8) if images else torch.empty((0, *shape))
+    table = SampleTable(MemoryReader(empty), no_samples())
+    parts = zip(record["tasks"]["classes"], record["task_ids"], record["tasks"]["introduced"], strict=True)
+    tasks = [
+        EvaluationTask(j, tuple(classes), no_samples(), no_samples(), after, task_id)
+        for j, (classes, task_id, after) in enumerate(parts)
+    ]
+    seen = record["tasks"]["seen"]
+    experiences = [Experience(i, (), (), k, no_samples()) for i, k in enumerate(seen)]
+    return Stream(
+        name=record["name"],
+        experiences=tuple(experiences),
+        tasks=tuple(tasks),
+        train=table,
+        test=table,
+        class_names=tuple(record["class_names"]),
+        class_order=tuple(record["class_order"]),
+        mean=tuple(record["mean"]),
+        std=tuple(record["std"]),
+        setting=record["setting"],
+        score=record["score"],
+    )
+
+

@@ -1,0 +1,42 @@
+"""Backbones, heads that grow, and the network that joins them. timm and torchvision are imported only when used.
+
+| here | what |
+|---|---|
+| `backbone` | `Backbone`, `BackboneConfig`, a user's own module, names to backbones |
+| `resnet`, `preact`, `mlp`, `vit`, `timm_bridge` | the backbones |
+| `heads` | `LinearHead`, `CosineHead`, `MultiHead` |
+| `network` | `Network` and its `Output` |
+| `weights` | checkpoint files |
+"""
+
+from __future__ import annotations
+
+from clframe.models.backbone import (
+    Backbone,
+    BackboneConfig,
+    UserBackbone,
+    UserBackboneConfig,
+    backbone_config,
+    build_backbone,
+)
+from clframe.models.heads import CosineHead, Head, HeadConfig, LinearHead, MultiHead
+from clframe.models.network import Network, Output, freeze
+from clframe.models.weights import load_weights
+
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "CosineHead",
+    "Head",
+    "HeadConfig",
+    "LinearHead",
+    "MultiHead",
+    "Network",
+    "Output",
+    "UserBackbone",
+    "UserBackboneConfig",
+    "backbone_config",
+    "build_backbone",
+    "freeze",
+    "load_weights",
+]

@@ -1,0 +1,160 @@
+"""Names to classes: built-in and third-party entry points, dotted paths, and a user's own file.
+
+The engine never imports a strategy or a scenario by itself; it finds them here. A broken plugin is named in a
+warning and doesn't stop the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import sys
+import warnings
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from clframe.errors import ConfigurationError, did_you_mean
+
+__all__ = ["Kind", "available", "load", "load_object", "name_of", "register", "source_file"]
+
+Kind = Literal["strategy", "scenario", "backbone"]
+_GROUPS: dict[Kind, str] = {
+    "strategy": "clframe.strategies",
+    "scenario": "clframe.scenarios",
+    "backbone": "clframe.backbones",
+}
+_registered: dict[tuple[Kind, str], type] = {}
+_from_files: dict[str, Path] = {}
+
+
+def register(kind: Kind, name: str, cls: type) -> None:
+    """Make a class known under a name in this process, for instance from a notebook.
+
+    Raises:
+        ConfigurationError: The name is taken by another class.
+    """
+    taken = _registered.get((kind, name))
+    if (taken is not None and taken is not cls) or name in _entry_points(kind):
+        raise ConfigurationError(f"The {kind} name {name!r} is taken already; choose another one.")
+    _registered[kind, name] = cls
+
+
+def available(kind: Kind) -> list[str]:
+    """Return every registered name of a kind, sorted."""
+    return sorted({*_entry_points(kind), *(n for k, n in _registered if k == kind)})
+
+
+def load(kind: Kind, name: str) -> type:
+    """Return the class behind a registered name, a dotted path (`package.module:Class`) or `path/to/file.py:Class`.
+
+    Raises:
+        ConfigurationError: Nothing of that name exists; names the closest one.
+    """
+    if (kind, name) in _registered:
+        return _registered[kind, name]
+    point = _entry_points(kind).get(name)
+    if point is not None:
+        return _load_entry_point(kind, point)
+    if ":" in name:
+        found = load_object(name)
+        if not isinstance(found, type):
+            raise ConfigurationError(f"Expected a {kind} class at {name!r}, received {type(found).__name__}.")
+        return found
+    choices = available(kind)
+    hint = did_you_mean(name, choices) or f" Known: {', '.join(choices)}."
+    raise ConfigurationError(f"There is no {kind} named {name!r}.{hint}")
+
+
+def load_object(path: str) -> Any:
+    """Import `package.module:Name` or `path/to/file.py:Name`.
+
+    Raises:
+        ConfigurationError: The module or the name in it doesn't exist, or importing it failed.
+    """
+    module_name, _, attribute = path.rpartition(":")
+    module = _import_file(Path(module_name)) if module_name.endswith(".py") else _import_module(module_name)
+    if not hasattr(module, attribute):
+        hint = did_you_mean(attribute, [n for n in vars(module) if not n.startswith("_")])
+        raise ConfigurationError(f"{module_name} has nothing named {attribute!r}.{hint}")
+    return getattr(module, attribute)
+
+
+def name_of(kind: Kind, cls: type) -> str:
+    """Return the name under which `load` finds the class again."""
+    for (known_kind, name), known in _registered.items():
+        if known_kind == kind and known is cls:
+            return name
+    for name, point in _entry_points(kind).items():
+        if point.value == f"{cls.__module__}:{cls.__qualname__}":
+            return name
+    file = source_file(cls)
+    return f"{file}:{cls.__qualname__}" if file else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def source_file(cls: type) -> Path | None:
+    """Return the user's file that a class was loaded from, or None for an installed module."""
+    return _from_files.get(cls.__module__)
+
+
+@functools.cache
+def _entry_points(kind: Kind) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=_GROUPS[kind])}
+
+
+def _load_entry_point(kind: Kind, point: EntryPoint) -> type:
+    try:
+        loaded = point.load()
+    except Exception as error:
+        package = point.dist.name if point.dist else "an unknown package"
+        raise ConfigurationError(
+            f"The {kind} {point.name!r} of {package} could not be imported ({type(error).__name__}: {error}); "
+            "repair or uninstall that package."
+        ) from error
+    if not isinstance(loaded, type):
+        raise ConfigurationError(f"The {kind} {point.name!r} is registered as {point.value}, which is not a class.")
+    return loaded
+
+
+def load_all(kind: Kind) -> dict[str, type]:
+    """Load every registered class of a kind; a broken plugin becomes a warning."""
+    found: dict[str, type] = {}
+    for name in available(kind):
+        try:
+            found[name] = load(kind, name)
+        except ConfigurationError as error:
+            warnings.warn(str(error), stacklevel=2)
+    return found
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigurationError(f"The module {name!r} could not be imported ({error}).") from error
+
+
+def _import_file(path: Path) -> Any:
+    """Import a user's file once, under a name that can't hide an installed module."""
+    resolved = path.expanduser().resolve()
+    if not resolved.is_file():
+        raise ConfigurationError(
+            f"There is no file {path}; give the path of a Python file, as in path/to/file.py:Name."
+        )
+    name = f"clframe_user_{hashlib.sha256(str(resolved).encode()).hexdigest()[:12]}_{resolved.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    if spec is None or spec.loader is None:
+        raise ConfigurationError(f"{path} can't be imported as Python.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    _from_files[name] = resolved
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigurationError(f"Importing {path} failed ({type(error).__name__}: {error}).") from error
+    return module

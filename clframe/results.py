@@ -1,0 +1,252 @@
+"""A run's numbers from its directory: metrics recomputed from kept predictions, and the `Run` that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clframe.errors import ConfigurationError, RunDirectoryError
+from clframe.metrics import AccuracyCube, MetricReport, Predictions, Tasks, compute_from_predictions
+from clframe.report import RunSummary, html_card, plot_curve, plot_matrix
+from clframe.tracking.files import read_json
+from clframe.tracking.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike, NDArray
+    from torch import Tensor
+
+    from clframe.models import Network
+    from clframe.strategy import Strategy
+
+__all__ = ["Run", "metrics_of", "predictions_of", "summary_of"]
+
+
+def predictions_of(directory: RunDirectory, split: str = "test") -> dict[str, dict[int, Predictions]]:
+    """Read the kept predictions of a run: `{head: {experiences trained: predictions}}`, primary head first.
+
+    Only the evaluations that the event log knows count, so that files of a stretch that is to be trained again are
+    left out.
+
+    Raises:
+        RunDirectoryError: A file is missing or damaged; names it.
+    """
+    folder = directory.predictions / split
+    order: list[str] = []
+    done: list[int] = []
+    for event in directory.events():
+        if event["event"] == "evaluation":
+            done.append(int(event["experience"]))
+            order = list(event.get("heads", order))
+    found: dict[str, dict[int, Predictions]] = {head: {} for head in order}
+    for path in sorted(folder.glob("*.npz")):
+        number, _, head = path.stem.partition("-")
+        if int(number) in done:
+            found.setdefault(head, {})[int(number)] = Predictions.load(path)
+    return {head: kept for head, kept in found.items() if kept}
+
+
+def metrics_of(directory: RunDirectory, split: str = "test") -> MetricReport:
+    """Compute every metric of a run from its kept predictions; no model is needed."""
+    stream = directory.stream
+    norms: dict[str, dict[int, ArrayLike]] = {}
+    for event in directory.events():
+        if event["event"] == "evaluation":
+            for head, values in event.get("head_norms", {}).items():
+                norms.setdefault(head, {})[int(event["experience"])] = values
+    error = stream["score"] == "squared_error"
+    return compute_from_predictions(
+        predictions_of(directory, split),
+        Tasks.from_dict(stream["tasks"]),
+        score="squared_error" if error else "accuracy",
+        higher_is_better=not error,
+        head_norms=norms,
+    )
+
+
+def result_of(directory: RunDirectory, report: MetricReport, counters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `result.json`."""
+    stream = directory.stream
+    primary = {"head": next(iter(report.values), None), "restriction": "local" if stream["setting"] == "task" else "global"}
+    return {"schema": 1, "stream": "test", "primary": primary, **report.to_dict(), "counters": dict(counters)}
+
+
+def summary_of(directory: RunDirectory) -> RunSummary:
+    """Describe a run for tables, finished or not."""
+    config, stream = directory.config, directory.stream
+    done = max((int(e["experience"]) for e in directory.events() if e["event"] == "evaluation"), default=0)
+    return RunSummary(
+        directory=directory.path,
+        scenario=str(config["scenario"]["name"]),
+        scenario_hash=str(stream["fingerprint"]),
+        strategy=str(config["strategy"]["name"]),
+        backbone=str(config["backbone"]["name"]),
+        seed=int(config["seed"]),
+        metrics=directory.result["values"] if directory.finished else {},
+        finished=directory.finished,
+        settings={k: v for k, v in config.items() if k not in ("seed", "init_seed", "data_seed")},
+        progress=f"{done} of {len(stream['experiences'])} experiences",
+        score=str(stream["score"]),
+        higher_is_better=stream["score"] == "accuracy",
+    )
+
+
+class Run:
+    """A run, finished or not: its numbers, its pictures, its model.
+
+    Get one from `clframe.run`, `clframe.resume` or `clframe.load`. In Jupyter it shows itself.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self._model: Any = None
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        return self.directory.config
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has a result."""
+        return self.directory.finished
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The content of `result.json`: every metric by head and restriction, and why others are absent."""
+        return self.directory.result
+
+    @property
+    def report(self) -> MetricReport:
+        """Every metric, with the reasons of those that the run can't give."""
+        result = self.result
+        return MetricReport(values=result["values"], absent=result["absent"], gaps=result["gaps"])
+
+    @property
+    def primary(self) -> tuple[str, str]:
+        """The head and restriction that headline numbers come from."""
+        chosen = self.result["primary"]
+        return chosen["head"], chosen["restriction"]
+
+    def metric(self, name: str, head: str | None = None, restriction: str | None = None) -> Any:
+        """Return one metric by its full name, by default of the primary head.
+
+        Raises:
+            ConfigurationError: There is no such metric, or this run can't give it; says why.
+        """
+        first_head, first_restriction = self.primary
+        return self.report.get(name, head or first_head, restriction or first_restriction)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the primary head and restriction, by name."""
+        head, restriction = self.primary
+        return dict(self.result["values"][head][restriction])
+
+    def matrix(self, head: str | None = None, restriction: str | None = None) -> NDArray[np.float64]:
+        """Return the accuracy matrix a[i, j]: (T+1, J); row 0 is before training, NaN where nothing was scored."""
+        kept = predictions_of(self.directory)
+        if not kept:
+            raise RunDirectoryError(f"The run in {self.path} has scored nothing yet.")
+        chosen = head or next(iter(kept))
+        if chosen not in kept:
+            raise ConfigurationError(f"There is no report head {chosen!r}; this run has {', '.join(kept)}.")
+        stream = self.directory.stream
+        cube = AccuracyCube.from_predictions(
+            kept[chosen],
+            Tasks.from_dict(stream["tasks"]),
+            score="squared_error" if stream["score"] == "squared_error" else "accuracy",
+            higher_is_better=stream["score"] != "squared_error",
+        )
+        return cube.matrix(restriction or ("local" if stream["setting"] == "task" else "global"))
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return what was logged, for instance every `epoch` with its losses."""
+        return [e for e in self.directory.events() if kind is None or e["event"] == kind]
+
+    def plot_matrix(self, head: str | None = None) -> Figure:
+        """Draw the accuracy matrix as a heat map."""
+        return plot_matrix(self.matrix(head), title=self._title)
+
+    def plot_curve(self) -> Figure:
+        """Draw the accuracy over the classes seen after every experience, a line per report head."""
+        _, restriction = self.primary
+        curves = {h: [v[restriction]["seen_accuracy"]] for h, v in self.result["values"].items()}
+        return plot_curve(curves, title=self._title)
+
+    @property
+    def _title(self) -> str:
+        config = self.config
+        return f"{config['strategy']['name']} on {config['scenario']['name']}, seed {config['seed']}"
+
+    # -- the model ---------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Network:
+        """The trained network, in eval mode, on the CPU."""
+        return self.strategy.network
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy with its final state; its `predict` gives every report head."""
+        if self._model is None:
+            from clframe.launch.build import load_strategy
+
+            self._model = load_strategy(self.directory)
+        strategy: Strategy = self._model[0]
+        return strategy
+
+    def predict(self, images: ArrayLike | Tensor, head: str | None = None, task_ids: ArrayLike | None = None) -> list[str]:
+        """Name the class of every image.
+
+        Args:
+            images: (B, H, W, C) uint8 as the stream's own images, or (B, D) float32 features.
+            head: The report head; by default the primary one.
+            task_ids: (B,) where the setting is task-incremental.
+
+        Returns:
+            A class name per image.
+        """
+        import torch
+
+        strategy, maker = self.strategy, self._model[1]
+        given = torch.as_tensor(np.asarray(images)) if not isinstance(images, torch.Tensor) else images
+        tasks = None if task_ids is None else torch.as_tensor(np.asarray(task_ids))
+        with torch.inference_mode():
+            scores = strategy.predict(maker.test_input(given), tasks)
+        chosen = scores[head or next(iter(scores))]
+        if tasks is not None:
+            chosen = chosen.masked_fill(~strategy.run.task_mask(tasks), -torch.inf)
+        names = self.directory.stream["class_names"]
+        return [names[k] for k in chosen.argmax(dim=1).tolist()]
+
+    def __repr__(self) -> str:
+        """Show where the run is and its headline numbers."""
+        if not self.finished:
+            return f"<Run {self.path} (unfinished)>"
+        shown = ("final_accuracy", "average_incremental_accuracy", "forgetting_max")
+        metrics = self.metrics
+        numbers = ", ".join(f"{n} {100 * metrics[n]:.2f} %" for n in shown if isinstance(metrics.get(n), float))
+        return f"<Run {self.path}: {numbers}>"
+
+    def _repr_html_(self) -> str:
+        return html_card(summary_of(self.directory))
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run directory for reading.
+
+    Raises:
+        RunDirectoryError: There is no run.
+    """
+    directory = RunDirectory.open(Path(path))
+    read_json(directory.path / "stream.json")
+    return Run(directory)

@@ -1,0 +1,35 @@
+"""The contract of a scenario: parameters that cut a source into a stream."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from clframe.data.root import DataRoot
+from clframe.spec import Configurable
+from clframe.stream import Stream
+
+__all__ = ["Scenario"]
+
+
+class Scenario(Configurable):
+    """Base of every scenario generator.
+
+    A subclass declares its parameters as fields and makes a stream of index sets in `build`. The same parameters give
+    the same stream on every machine; a change of behaviour is a new version with a line of history.
+    """
+
+    version: ClassVar[int] = 1
+    history: ClassVar[tuple[str, ...]] = ("1: first version.",)
+
+    def build(self, root: DataRoot, *, download: bool = False) -> Stream:
+        """Make the stream.
+
+        Args:
+            root: Where data is looked for.
+            download: Whether a missing data set may be fetched.
+
+        Raises:
+            ConfigurationError: The parameters don't fit the source.
+            DataError: The source is missing or damaged.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say how its stream is built.")

@@ -1,0 +1,80 @@
+"""Joins a trainer to its run directory and trackers."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clframe.errors import RunDirectoryError
+from clframe.metrics import Predictions, prediction_path
+from clframe.tracking.rundir import RunDirectory, Tracker
+
+__all__ = ["RunRecorder"]
+
+_FLEETING = {"steps"}
+"""Events for trackers only."""
+
+
+class RunRecorder:
+    """Writes a run's events, predictions and checkpoints, and tells the trackers.
+
+    Args:
+        directory: Where the run is kept; locked by this process.
+        trackers: Watch the run; one that raises is dropped with a warning.
+        write_checkpoint: Writes a state to a path, whole or not at all.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        trackers: Sequence[Tracker],
+        write_checkpoint: Callable[[Path, Mapping[str, Any]], None],
+    ) -> None:
+        self.directory = directory
+        self.trackers = list(trackers)
+        self._write = write_checkpoint
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Log an event and pass it on."""
+        if kind not in _FLEETING:
+            self.directory.event(kind, values)
+        for tracker in list(self.trackers):
+            try:
+                tracker.event(kind, dict(values))
+            except Exception as error:
+                self.trackers.remove(tracker)
+                warnings.warn(f"The tracker {type(tracker).__name__} failed ({error}) and is dropped.", stacklevel=2)
+
+    def predictions(self, split: str, after: int, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Keep predictions, a file per head; returns the accuracy (or error) over everything scored."""
+        summary: dict[str, Any] = {}
+        for head, columns in heads.items():
+            kept = Predictions(**columns)
+            kept.save(prediction_path(self.directory.predictions, split, after, head))
+            if kept.predicted is not None:
+                summary.setdefault("seen_accuracy", {})[head] = float((kept.predicted == kept.target).mean())
+            elif kept.score is not None:
+                summary.setdefault("error", {})[head] = float(kept.score.mean())
+        return summary
+
+    def checkpoint(self, state: Mapping[str, Any], keep_as: str | None) -> None:
+        """Replace the latest checkpoint; on request keep a copy."""
+        latest = self.directory.checkpoints / "latest.pt"
+        self._write(latest, {**state, "events_size": self.directory.events_size})
+        if keep_as is not None:
+            copy = self.directory.checkpoints / f"{keep_as}.pt"
+            try:
+                shutil.copyfile(latest, copy.with_suffix(".tmp"))
+                copy.with_suffix(".tmp").replace(copy)
+            except OSError as error:
+                copy.with_suffix(".tmp").unlink(missing_ok=True)
+                raise RunDirectoryError(f"{copy} can't be written ({error}): free some space and resume.") from error
+
+    def close(self) -> None:
+        """Close trackers and files."""
+        for tracker in self.trackers:
+            tracker.close()
+        self.directory.close()

@@ -1,0 +1,85 @@
+"""One optimiser step: forward, loss terms, backward, clipping, hooks."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clframe.composite import leaves
+from clframe.strategy import Batch, Phase, Strategy
+from clframe.training.context import Setup
+from clframe.training.recipe import Recipe
+
+__all__ = ["Stepper", "autocast"]
+
+
+class Stepper:
+    """One optimiser step after the other; hooks that a strategy leaves alone cost nothing."""
+
+    def __init__(
+        self, setup: Setup, strategy: Strategy, phase: Phase, recipe: Recipe, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.setup = setup
+        self.phase = phase
+        self.recipe = recipe
+        self.optimizer = optimizer
+        self.strategy = strategy
+        self.scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.precision == "fp16")
+        self._loss = phase.loss or strategy.loss_terms
+        parts = leaves(strategy)
+        self._after_backward = any(type(p).after_backward is not Strategy.after_backward for p in parts)
+        self._after_step = any(type(p).after_step is not Strategy.after_step for p in parts)
+        self._parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        self._mixed = setup.precision != "fp32"
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the modes and the learning rate."""
+        self.strategy.network.train()
+        for module in self.phase.eval_modules:
+            module.eval()
+        self.recipe.set_rate(self.optimizer, epoch, self.phase.epochs)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one step; returns every loss term and their total, detached and still on the device."""
+        if self.recipe.per == "step":
+            self.recipe.set_rate(self.optimizer, batch.epoch + batch.step / batch.num_steps, self.phase.epochs)
+        if self._mixed:
+            with autocast(self.setup):
+                terms = self._loss(batch)
+        else:
+            terms = self._loss(batch)
+        values = list(terms.values())
+        total = sum(values[1:], start=values[0])
+        self.optimizer.zero_grad(set_to_none=True)
+        self._backward(total, batch)
+        if self._after_step:
+            self.strategy.after_step(batch)
+        record = {name: value.detach() for name, value in terms.items()}
+        record["total"] = total.detach()
+        return record
+
+    def _backward(self, total: Tensor, batch: Batch) -> None:
+        scaled = self.scaler.is_enabled()
+        (self.scaler.scale(total) if scaled else total).backward()  # type: ignore[no-untyped-call]
+        if self._after_backward or self.recipe.clips:
+            if scaled:
+                self.scaler.unscale_(self.optimizer)
+            if self._after_backward:
+                self.strategy.after_backward(batch)
+            if self.recipe.clips:
+                self.recipe.clip(self._parameters)
+        if scaled:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+
+
+def autocast(setup: Setup) -> contextlib.AbstractContextManager[Any]:
+    if setup.precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = torch.float16 if setup.precision == "fp16" else torch.bfloat16
+    return torch.autocast(setup.device.type, dtype=dtype)

@@ -1,0 +1,404 @@
+"""The one training loop: experiences, phases, epochs, steps; checkpoints on the way, and a resume that changes no bit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from clframe.composite import leaves
+from clframe.errors import ContractError, TrainingError
+from clframe.evaluation import Columns, evaluate
+from clframe.memory import ExemplarMemory
+from clframe.models import Network
+from clframe.strategy import ParameterGroup, Phase
+from clframe.stream import Experience
+from clframe.training.batches import BatchMaker
+from clframe.training.checkpoint import pack, restore_strategy, strategy_state, unpack
+from clframe.training.context import Context, Setup
+from clframe.training.seeds import isolated
+from clframe.training.stepper import Stepper, autocast
+
+__all__ = ["Position", "Recorder", "Stopped", "Trainer"]
+
+
+class Recorder(Protocol):
+    """Where a trainer leaves what happens; nothing that it does can change the run."""
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Take note of something that happened."""
+        ...
+
+    def predictions(self, split: str, after: int, heads: Mapping[str, Columns]) -> Mapping[str, Any]:
+        """Keep what was predicted after `after` experiences; returns a summary for the log."""
+        ...
+
+    def checkpoint(self, state: Mapping[str, Any], keep_as: str | None) -> None:
+        """Replace the latest checkpoint, and keep a copy under a name when given one."""
+        ...
+
+
+class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
+    """The run was asked to stop and has saved where it is."""
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a run is: nothing of `experience` done (stage `start`), or inside its phases (stage `train`)."""
+
+    experience: int = 0
+    stage: str = "start"
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+
+
+class Trainer:
+    """Runs a strategy over a stream.
+
+    Args:
+        setup: What the run is made of.
+        recorder: Takes events, predictions and checkpoints.
+        checkpoint_seconds: Longest time between two checkpoints inside an epoch.
+        keep_models: Keep the checkpoint after every experience.
+        valid: Score validation samples too.
+        stop_after: Save and raise `Stopped` after so many optimiser steps of this process.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        recorder: Recorder,
+        *,
+        checkpoint_seconds: float = 300.0,
+        keep_models: bool = False,
+        valid: bool = False,
+        stop_after: int | None = None,
+    ) -> None:
+        self.setup = setup
+        self.recorder = recorder
+        self.checkpoint_seconds = checkpoint_seconds
+        self.keep_models = keep_models
+        self.valid = valid
+        self.stop_after = stop_after
+        self.strategy = setup.strategy
+        self.position = Position()
+        self.counters = {"steps": 0, "presentations": 0, "train_seconds": 0.0}
+        self._bought: dict[int, Tensor] = {}
+        self._steps_here = 0
+        self._losses: list[dict[str, Tensor]] = []
+        self._continues = False
+        self._resumed: dict[str, Any] | None = None  # the checkpoint, while the phase that it was taken in is rebuilt
+        with isolated():
+            self.context = Context(setup)
+            self.strategy.bind(self.context)
+            self.strategy.check(self.context)
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train and score from the current position to the end of the stream.
+
+        Raises:
+            TrainingError: A loss is not finite.
+            Stopped: `stop_after` steps were taken.
+        """
+        with isolated(), _torch_settings(self.setup.device):
+            experiences = self.setup.stream.experiences
+            self.recorder.event("run", {"experiences": len(experiences), "resumed": self._continues})
+            if not self._continues:
+                self.context.streams.enter("setup")
+                self.strategy.setup()
+                if self.setup.evaluate_future:
+                    self._evaluate(0)
+            for experience in experiences[self.position.experience :]:
+                self._experience(experience)
+
+    def _experience(self, experience: Experience) -> None:
+        if self.position.stage == "start":
+            experience = self._begin(experience)
+            self.position = Position(experience.index, "train")
+        else:
+            experience = self._with_bought(experience)
+        self.context.experience = experience
+        self.context.streams.enter("phases", experience.index)
+        phases = self._check_phases(self.strategy.phases(experience))
+        steps = sum(p.epochs * self._steps(p) for p in phases)
+        self.recorder.event("experience", {"experience": experience.index + 1, "steps": steps})
+        for number in range(self.position.phase, len(phases)):
+            self._phase(experience, number, phases[number])
+        self.context.streams.enter("after", experience.index)
+        self.strategy.network.eval()
+        self.strategy.after_experience(experience)
+        if self.strategy.evaluates_after(experience):
+            self._evaluate(experience.index + 1)
+        self.position = Position(experience.index + 1)
+        self._checkpoint(f"experience-{experience.index + 1:03d}" if self.keep_models else None)
+
+    def _begin(self, experience: Experience) -> Experience:
+        """Grow the model, buy labels, and forget what is to be forgotten."""
+        self.context.experience = experience
+        self.context.streams.enter("before", experience.index)
+        if len(experience.forget):
+            self.strategy.forget(experience)
+        with isolated(self.context.streams.seed_for("init", "growth", experience.index)):
+            self.strategy.before_experience(experience)
+            self.context.place(self.strategy.network)
+        if len(experience.pool):
+            chosen = self.strategy.query(experience)
+            wrong = len(chosen) > experience.query_budget or not bool(torch.isin(chosen, experience.pool).all())
+            if wrong or len(chosen.unique()) != len(chosen):
+                raise ContractError(
+                    f"query must choose up to {experience.query_budget} different samples of the pool, received {len(chosen)}."
+                )
+            self._bought[experience.index] = chosen
+        return self._with_bought(experience)
+
+    def _with_bought(self, experience: Experience) -> Experience:
+        chosen = self._bought.get(experience.index)
+        return (
+            experience
+            if chosen is None
+            else dataclasses.replace(experience, train=torch.cat([experience.train, chosen]))
+        )
+
+    def _check_phases(self, phases: Sequence[Phase]) -> Sequence[Phase]:
+        names = [p.name for p in phases]
+        if len(set(names)) != len(names):
+            raise ContractError(f"The phases of an experience need different names, received {names}.")
+        return phases
+
+    def _steps(self, phase: Phase) -> int:
+        return self.context.train_maker.steps_per_epoch(phase.data, self.setup.batch_size)
+
+    def plan(self) -> list[dict[str, Any]]:
+        """Walk through the stream without training and return a row per phase; needs a dry setup."""
+        rows: list[dict[str, Any]] = []
+        with isolated():
+            self.context.streams.enter("setup")
+            self.strategy.setup()
+            for experience in self.setup.stream.experiences:
+                current = self._begin(experience)
+                for phase in self._check_phases(self.strategy.phases(current)):
+                    steps = self._steps(phase)
+                    row = {"experience": experience.index + 1, "phase": phase.name, "samples": len(phase.data),
+                           "epochs": phase.epochs, "steps": phase.epochs * steps}  # fmt: skip
+                    rows.append(row)
+                self.context.streams.enter("after", experience.index)
+                self.strategy.network.eval()
+                self.strategy.after_experience(current)
+        return rows
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return the bytes of what the run keeps, by purpose."""
+        model = self.strategy.network.parameter_bytes()
+        exemplars = 0
+        for part in leaves(self.strategy):
+            for name, value in vars(part).items():
+                if name.endswith("_") and isinstance(value, ExemplarMemory):
+                    exemplars += value.bytes
+        momenta = 1 if self.setup.recipe.name == "sgd" else 2
+        return {"model": model, "optimizer": momenta * model, "exemplars": exemplars}
+
+    # -- a phase ----------------------------------------------------------------------------------------------------
+
+    def _phase(self, experience: Experience, number: int, phase: Phase) -> None:
+        """Train one phase, from the current epoch and step on."""
+        resumed, self._resumed = self._resumed, None
+        self.position.phase = number
+        if resumed is None and phase.on_start is not None:
+            self.context.streams.enter("start", experience.index, number)
+            phase.on_start()
+        groups = phase.parameters or [ParameterGroup(list(self.strategy.network.parameters()))]
+        recipe = self.context.recipe(experience, phase.optimizer)
+        with _only_training(self.strategy.network, groups), contextlib.ExitStack() as modes:
+            modes.callback(self.strategy.network.eval)
+            optimizer = recipe.build([_trainable(g) for g in groups])
+            if resumed is not None and resumed["optimizer"] is not None:
+                optimizer.load_state_dict(resumed["optimizer"])
+            stepper = Stepper(self.setup, self.strategy, phase, recipe, optimizer)
+            if resumed is not None and resumed["scaler"] is not None:
+                stepper.scaler.load_state_dict(resumed["scaler"])
+            for epoch in range(self.position.epoch, phase.epochs):
+                self._epoch(experience, phase, stepper, epoch, resumed)
+                resumed = None
+        if phase.on_end is not None:
+            self.context.streams.enter("end", experience.index, number)
+            phase.on_end()
+        self.position = Position(experience.index, "train", number + 1)
+
+    def _epoch(
+        self, experience: Experience, phase: Phase, stepper: Stepper, epoch: int, resumed: dict[str, Any] | None
+    ) -> None:
+        self.position.epoch = epoch
+        self.context.streams.enter("epoch", experience.index, self.position.phase, epoch)
+        self._losses = []
+        first_step = 0
+        if resumed is not None and self.position.step > 0:
+            first_step = self.position.step
+            self._losses = list(resumed["losses"])
+        else:
+            self.strategy.before_epoch(phase, epoch)
+        stepper.begin_epoch(epoch)
+        maker = self.context.train_maker
+        batches = maker.epoch(
+            phase.data, self.setup.batch_size, experience, phase.name, epoch, self.context.streams, first_step
+        )
+        if first_step and resumed is not None:  # the epoch's order is drawn again; from here the generators continue
+            self.context.streams.load_state_dict(resumed["random"])
+        shown = first_step
+        started = last_saved = last_shown = time.monotonic()
+        for batch in batches:
+            self._losses.append(stepper.step(batch))
+            self.counters["presentations"] += len(batch.x)
+            self.position.step = batch.step + 1
+            self._steps_here += 1
+            stop = self._steps_here == self.stop_after
+            now = time.monotonic()
+            if now - last_shown > 0.5:
+                self.recorder.event("steps", {"steps": batch.step + 1 - shown})
+                last_shown, shown = now, batch.step + 1
+            if (stop or now - last_saved > self.checkpoint_seconds) and batch.step + 1 < batch.num_steps:
+                self._finite(experience, phase, epoch)
+                self._checkpoint(None, stepper, inside=True)
+                last_saved = now
+            if stop and batch.step + 1 < batch.num_steps:
+                raise Stopped
+        self.counters["steps"] += len(self._losses)
+        self.counters["train_seconds"] += time.monotonic() - started
+        self.recorder.event("steps", {"steps": len(self._losses) - shown})
+        self._end_epoch(experience, phase, stepper, epoch)
+
+    def _end_epoch(self, experience: Experience, phase: Phase, stepper: Stepper, epoch: int) -> None:
+        means = self._finite(experience, phase, epoch)
+        self.recorder.event(
+            "epoch",
+            {
+                "experience": experience.index + 1,
+                "phase": phase.name,
+                "epoch": epoch + 1,
+                "epochs": phase.epochs,
+                "steps": len(self._losses),
+                "loss": means.pop("total", 0.0),
+                "terms": means,
+                "lr": stepper.optimizer.param_groups[0]["lr"],
+            },
+        )
+        self._losses = []
+        self.position = Position(experience.index, "train", self.position.phase, epoch + 1)
+        self._checkpoint(None, stepper)
+        if self.stop_after is not None and self._steps_here >= self.stop_after:
+            raise Stopped
+
+    def _finite(self, experience: Experience, phase: Phase, epoch: int) -> dict[str, float]:
+        """Fetch the epoch's losses in one go and refuse to go on from one that is not a number."""
+        if not self._losses:
+            return {}
+        means: dict[str, float] = {}
+        for name in self._losses[0]:
+            values = torch.stack([terms[name].float() for terms in self._losses if name in terms]).cpu()
+            bad = (~values.isfinite()).nonzero().flatten()
+            if len(bad):
+                raise TrainingError(
+                    f"The loss term {name!r} became {values[bad[0]].item()} in experience {experience.index + 1}, phase "
+                    f"{phase.name!r}, epoch {epoch + 1}, step {int(bad[0]) + 1}: lower the learning rate or clip the "
+                    "gradients; the last checkpoint is from before."
+                )
+            means[name] = float(values.mean())
+        return means
+
+    # -- scoring and saving ---------------------------------------------------------------------------------------------
+
+    def _evaluate(self, after: int) -> None:
+        stream, setup = self.setup.stream, self.setup
+        tasks = [t for t in stream.tasks if setup.evaluate_future or t.available_after <= after]
+        splits: list[tuple[str, BatchMaker]] = [("test", self.context.test_maker)]
+        if self.valid:
+            splits.append(("valid", self.context.train_maker))
+        with isolated(), autocast(setup):
+            for split, maker in splits:
+                heads = evaluate(self.strategy, stream, maker, tasks, split=split, batch_size=setup.eval_batch_size)
+                summary = self.recorder.predictions(split, after, heads)
+                if split == "test":
+                    norms = _head_norms(self.strategy.network)
+                    values = {"experience": after, "heads": list(heads), **summary, "head_norms": norms}
+                    self.recorder.event("evaluation", values)
+
+    def _checkpoint(self, keep_as: str | None, stepper: Stepper | None = None, inside: bool = False) -> None:
+        self.recorder.checkpoint(self.state(stepper, inside), keep_as)
+
+    def state(self, stepper: Stepper | None = None, inside: bool = False) -> dict[str, Any]:
+        """Return everything that a resumed run needs, as plain values and tensors."""
+        p = self.position
+        scaler = stepper.scaler.state_dict() if stepper is not None and stepper.scaler.is_enabled() else None
+        return {
+            "schema": 1,
+            "position": [p.experience, p.stage, p.phase, p.epoch, p.step],
+            "network": pack(self.strategy.network),
+            "strategies": [strategy_state(s) for s in leaves(self.strategy)],
+            "optimizer": stepper.optimizer.state_dict() if stepper is not None else None,
+            "scaler": scaler,
+            "random": self.context.streams.state_dict() if inside else None,
+            "losses": [dict(terms) for terms in self._losses] if inside else [],
+            "counters": dict(self.counters),
+            "bought": pack(self._bought),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint instead of from the start."""
+        with isolated():
+            factory = self.setup.skeleton
+            self.strategy.network = self.context.place(unpack(state["network"], factory))
+            for strategy, saved in zip(leaves(self.strategy), state["strategies"], strict=True):
+                restore_strategy(strategy, saved, factory, self.context.place)
+        self.counters = dict(state["counters"])
+        self._bought = unpack(state["bought"], factory)
+        experience, stage, phase, epoch, step = state["position"]
+        self.position = Position(experience, stage, phase, epoch, step)
+        self._continues = True
+        self._resumed = state if stage == "train" else None
+
+
+@contextlib.contextmanager
+def _torch_settings(device: torch.device):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    """Choose convolutions deterministically on a GPU while a run lasts."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def _only_training(network: nn.Module, groups: Sequence[ParameterGroup]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    """Ask gradients only for what trains, and put the flags back afterwards."""
+    chosen = {id(p) for g in groups for p in g.parameters}
+    before = [(p, p.requires_grad) for p in network.parameters()]
+    for parameter, flag in before:
+        parameter.requires_grad_(flag and id(parameter) in chosen)
+    try:
+        yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
+
+
+def _trainable(group: ParameterGroup) -> ParameterGroup:
+    """Leave out parameters that are frozen for good."""
+    kept = [p for p in group.parameters if p.requires_grad]
+    return ParameterGroup(kept, group.lr_scale, group.weight_decay)
+
+
+def _head_norms(network: Network) -> dict[str, list[float]]:
+    """Norms of the classifier's rows, for the error decomposition."""
+    weight = getattr(network.classifier, "weight", None)
+    if weight is None or not len(weight):
+        return {}
+    return {"classifier": [round(v, 6) for v in weight.detach().float().norm(dim=1).tolist()]}

@@ -1,0 +1,1 @@
+"""Scenario generators, a file each; installed as `clframe.scenarios` and found through the registry."""

@@ -1,0 +1,1 @@
+"""Continual-learning methods, a file each; installed as `clframe.strategies` and found through the registry."""

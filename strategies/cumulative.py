@@ -1,0 +1,42 @@
+"""Cumulative training: keep everything, go on from the previous weights."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+
+from clframe.spec import field
+from clframe.strategy import DataView, Strategy, Tags
+from clframe.stream import Experience
+
+__all__ = ["Cumulative"]
+
+
+class Cumulative(Strategy):
+    """Cumulative training: every experience trains on the union of all data so far.
+
+    Differs from the paper:
+        There is no single paper. `start=warm` goes on from the previous weights (TiC-CLIP's "cumulative", Garg et al.
+        2024, but with equal epochs per sample rather than an equal budget per step); `start=scratch` begins anew and is
+        joint training after every experience.
+    """
+
+    tags: ClassVar[Tags] = Tags(needs_all_data=True, online=False)
+
+    start: Literal["warm", "scratch"] = field(default="warm", help="Weights that an experience starts from.")
+
+    def setup(self) -> None:
+        """Start with an empty history."""
+        self.ids_ = torch.empty(0, dtype=torch.int64)
+
+    def before_experience(self, experience: Experience) -> None:
+        """Take in the data."""
+        self.ids_ = torch.cat([self.ids_, experience.train])
+        if self.start == "scratch" and experience.index > 0:
+            self.network = self.run.fresh_network()
+        super().before_experience(experience)
+
+    def training_data(self, experience: Experience) -> DataView:
+        """Present everything seen so far."""
+        return DataView(self.ids_)

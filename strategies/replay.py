@@ -1,0 +1,128 @@
+"""Experience replay: keep a few past samples and train on them again."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clframe.memory import Budget, ExemplarMemory, Policy
+from clframe.models import Output
+from clframe.spec import field
+from clframe.strategy import Batch, DataView, RunContext, Strategy, Tags
+from clframe.stream import Experience
+
+__all__ = ["Replay"]
+
+
+class Replay(Strategy):
+    """Experience replay, in its two forms.
+
+    `form=union` (class-incremental code such as PyCIL's "replay"): train on new data ∪ memory, shuffled uniformly; the
+    memory is chosen after the experience. `form=step` (Chaudhry et al. 2019, "On Tiny Episodic Memories"; Mammoth's
+    "er"): every step draws `memory_batch` samples from the memory beside the new batch, and new samples are offered to
+    the memory as they go by.
+
+    Loss: union, the mean cross-entropy over the whole batch; step, CE(new) + CE(memory), both with weight 1.
+
+    Report heads: `classifier`, and `nme`, the nearest mean of exemplars (Rebuffi et al. 2017, eq. 2) in the spirit of
+    PyCIL, which reports it for every method that keeps exemplars.
+
+    Differs from the paper:
+        In the step form a sample is offered to the memory once, in the first epoch of its experience, where Mammoth
+        offers it again in every epoch; so the reservoir stays a uniform sample of the stream without repetitions.
+        Exemplar means are those of one view, without iCaRL's average over the flipped image.
+    """
+
+    tags: ClassVar[Tags] = Tags(stores_samples=True, can_unlearn=True)
+
+    memory_size: int = field(default=200, ge=0, unit="samples", help="Exemplars: in all (budget total) or of every class (per_class).")
+    budget: Budget = field(default="total", help="total: ⌊memory_size / classes seen⌋ per class, or in all for a reservoir; per_class: fixed.")
+    policy: Literal["auto", "herding", "random", "reservoir", "ring", "class_balanced"] = field(
+        default="auto", help="How exemplars are chosen; auto: herding for the union form, reservoir for the step form."
+    )
+    form: Literal["union", "step"] = field(default="union", help="Whether memory joins the data of the experience or each step.")
+    memory_batch: int | None = field(default=None, ge=1, unit="samples", help="Step form: replayed beside each batch; none: the batch size.")
+    nme: bool = field(default=True, help="Report the nearest mean of exemplars too.")
+
+    def resolved_policy(self) -> Policy:
+        """The policy that `auto` stands for."""
+        if self.policy != "auto":
+            return self.policy
+        return "herding" if self.form == "union" else "reservoir"
+
+    def _new_memory(self, sample_bytes: int) -> ExemplarMemory:
+        return ExemplarMemory(
+            self.memory_size, budget=self.budget, policy=self.resolved_policy(), sample_bytes=sample_bytes
+        )
+
+    def check(self, run: RunContext) -> None:
+        """Refuse a memory too small for the stream's classes."""
+        self._new_memory(run.sample_bytes).check(run.num_classes)
+
+    def setup(self) -> None:
+        """Start with an empty memory."""
+        self.memory_ = self._new_memory(self.run.sample_bytes)
+        self.means_: Tensor | None = None
+
+    def training_data(self, experience: Experience) -> DataView:
+        """Mix memory and new data as the form says."""
+        if self.form == "union":
+            return DataView(torch.cat([experience.train, self.memory_.ids]))
+        return DataView(experience.train, memory=self.memory_, memory_batch=self.memory_batch or self.run.batch_size)
+
+    def main_loss(self, batch: Batch, output: Output) -> Tensor:
+        """Cross-entropy; in the step form new and replayed samples count one whole each."""
+        if batch.num_new == len(batch.y):
+            return super().main_loss(batch, output)
+        return self._part_loss(batch, output, slice(0, batch.num_new)) + self._part_loss(
+            batch, output, slice(batch.num_new, None)
+        )
+
+    def _part_loss(self, batch: Batch, output: Output, part: slice) -> Tensor:
+        allowed = self.allowed_classes(batch)
+        logits = output.logits[part]
+        if allowed is not None:
+            logits = logits.masked_fill(~(allowed[part] if allowed.ndim == 2 else allowed), -torch.inf)
+        return functional.cross_entropy(logits, batch.y[part], ignore_index=-1)
+
+    def after_step(self, batch: Batch) -> None:
+        """Offer new samples to a memory that is kept while the stream goes by."""
+        if self._fills_on_the_way and batch.epoch == 0:
+            new = batch.ids[: batch.num_new]
+            self.memory_.observe(new, self.run.targets(new), generator=self.run.rng("memory"))
+
+    @property
+    def _fills_on_the_way(self) -> bool:
+        return self.resolved_policy() in ("reservoir", "ring", "class_balanced")
+
+    def after_experience(self, experience: Experience) -> None:
+        """Choose exemplars of the new classes and compute the class means."""
+        if not self._fills_on_the_way:
+            self.memory_.add_classes(
+                experience.train,
+                self.run.targets(experience.train),
+                experience.num_seen_classes,
+                generator=self.run.rng("memory"),
+                features=self.run.features,
+            )
+        self.means_ = self._exemplar_means() if self.nme and len(self.memory_) else None
+
+    def _exemplar_means(self) -> Tensor:
+        """Return (K, D) re-normalised means of normalised exemplar features; NaN for a class without exemplars."""
+        features = functional.normalize(self.run.features(self.memory_.ids), dim=1)
+        means = torch.full((self.network.num_classes, features.shape[1]), torch.nan)
+        for label in self.memory_.targets.unique().tolist():
+            means[label] = functional.normalize(features[self.memory_.targets == label].mean(dim=0), dim=0)
+        return means.to(self.run.device)
+
+    def report_heads(self, output: Output) -> dict[str, Tensor]:
+        """Score by the classifier, and by the distance to the exemplar means."""
+        heads = super().report_heads(output)
+        if self.means_ is not None:
+            features = functional.normalize(output.features.float(), dim=1)
+            distances = (features[:, None, :] - self.means_[None]).square().sum(dim=2)
+            heads["nme"] = torch.nan_to_num(-distances, nan=-torch.inf)
+        return heads
