@@ -7,15 +7,22 @@ resolved form is written to `config.yaml`; feeding that back repeats the run.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from clframe import registry
 from clframe.errors import ConfigurationError, did_you_mean
-from clframe.spec import Configurable, build, field, fields_of, to_dict, validate
+from clframe.registry import Kind
+from clframe.spec import Configurable, FieldInfo, build, field, fields_of, to_dict, validate
 
-__all__ = ["SECTIONS", "RunConfig", "RunOptions", "resolve"]
+__all__ = ["SECTIONS", "RunConfig", "RunOptions", "merged", "option_names", "read_config", "resolve", "run_name", "spec_hash"]
 
 SECTIONS = ("scenario", "strategy", "backbone", "head", "optimizer", "first_optimizer")
 SCHEMA = 1
@@ -68,6 +75,80 @@ class RunConfig:
     sources: dict[str, str]
 
 
+def option_names() -> list[str]:
+    """Return what may stand at the top of a configuration: sections, `epochs` and run options."""
+    return [*SECTIONS, "epochs", *(f.name for f in fields_of(RunOptions))]
+
+
+def read_config(path: Path, what: str = "options") -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: The file.
+        what: What it should hold, for errors.
+
+    Raises:
+        ConfigurationError: It is missing, broken, or no mapping.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"Expected a YAML file at {path}, found none: correct its path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"Expected a YAML file at {path}, but it can't be read ({error}).") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is no valid YAML ({' '.join(str(error).split())}): correct it there.") from None
+    found = {} if found is None else found
+    if not isinstance(found, dict):
+        raise ConfigurationError(
+            f"Expected {path} to hold a mapping of {what} (name: value), received a {type(found).__name__}: write it so."
+        )
+    return {str(k): v for k, v in found.items()}
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay changes over a configuration; a section whose name changes starts afresh.
+
+    >>> merged({"strategy": "ewc", "seed": 1}, {"strategy": {"decay": 0.5}})
+    {'strategy': {'name': 'ewc', 'decay': 0.5}, 'seed': 1}
+    """
+    found = dict(base)
+    if "epochs" not in changes and isinstance(changes.get("strategy"), Mapping) and "epochs" in changes["strategy"]:
+        found.pop("epochs", None)  # the short form stands above the section and would win
+    for key, value in changes.items():
+        name = key if key in found else next((k for k in found if str(k).replace("-", "_") == key.replace("-", "_")), key)
+        old = found.get(name)
+        if isinstance(value, Mapping):
+            old = {"name": old} if isinstance(old, str) else old
+            renamed = isinstance(old, Mapping) and "name" in value and value["name"] != old.get("name")
+            value = merged(old, value) if isinstance(old, Mapping) and not renamed else dict(value)
+        elif isinstance(value, str) and key in SECTIONS and isinstance(old, Mapping) and old.get("name") == value:
+            value = old
+        found[name] = value
+    return found
+
+
+def spec_hash(record: Mapping[str, Any]) -> str:
+    """Return eight hexadecimal digits that stand for a resolved configuration.
+
+    >>> spec_hash({"seed": 0}) == spec_hash({"seed": 1})
+    False
+    """
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def run_name(record: Mapping[str, Any]) -> str:
+    """Return the readable folder name of a run: `<scenario>-<strategy>-<seed>-<hash>`."""
+    names = [_short_name(str(record[part]["name"])) for part in ("scenario", "strategy")]
+    return f"{names[0]}-{names[1]}-{record['seed']}-{spec_hash(record)}"
+
+
+def _short_name(name: str) -> str:
+    """A name for folders: of a user's class only the class."""
+    parts = (n.rpartition(":")[2] for n in _split_composition(name))
+    return "".join(c if c.isalnum() or c in "_+" else "_" for c in "+".join(parts))
+
+
 def resolve(values: Mapping[str, Any]) -> RunConfig:
     """Check a configuration and build its parts.
 
@@ -78,18 +159,19 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigurationError: Every problem found, one sentence each.
     """
-    given = {k.replace("-", "_"): v for k, v in values.items() if v is not None}
+    given = {str(k).replace("-", "_"): v for k, v in values.items() if v is not None}
     schema = given.pop("schema", SCHEMA)
     if schema != SCHEMA:
-        raise ConfigurationError(f"Expected a configuration of schema {SCHEMA}, received {schema!r}.")
-    options = {k: given.pop(k) for k in list(given) if k in {f.name for f in fields_of(RunOptions)}}
+        raise ConfigurationError(
+            f"Expected a configuration of schema {SCHEMA}, received {schema!r}: use the clframe that wrote it."
+        )
+    options = {f.name: given.pop(f.name) for f in fields_of(RunOptions) if f.name in given}
     epochs = given.pop("epochs", None)
-    unknown = [k for k in given if k not in SECTIONS]
-    if unknown:
-        known = [*SECTIONS, "epochs", *(f.name for f in fields_of(RunOptions))]
-        hints = (f"{k} is not an option of a run.{did_you_mean(k, known)}" for k in unknown)
-        raise ConfigurationError("\n".join(hints))
-    return _Resolver(given, options, epochs).config()
+    resolver = _Resolver(given, options, epochs)
+    for key in [k for k in given if k not in SECTIONS]:
+        resolver.problems.append(f"{key} is not an option of a run.{did_you_mean(key, option_names())}")
+        del given[key]
+    return resolver.config()
 
 
 class _Resolver:
@@ -101,22 +183,22 @@ class _Resolver:
         self.options = options
         self.problems: list[str] = []
         self.record: dict[str, Any] = {"schema": SCHEMA}
-        self.classes: list[type] = []
+        self.makers: list[Any] = []  # classes and factories whose source is kept when it is the user's file
 
     def config(self) -> RunConfig:
         from clframe.models import HeadConfig
         from clframe.training.recipe import Recipe
 
-        scenario = self._try(self._named, "scenario", "split_digits")
+        scenario = self._try(self._scenario)
         strategy = self._try(self._strategy)
         backbone = self._try(self._backbone)
         head = self._try(self._plain, HeadConfig, "head")
         recipe = self._try(self._plain, Recipe, "optimizer")
         first = self._try(self._first_recipe, recipe)
-        options = self._try(build, RunOptions, self.options, "run")
+        options = self._try(self._run_options)
         if self.problems:
             raise ConfigurationError("\n".join(self.problems))
-        self.record.update(to_dict(options))
+        _refuse_unwritable(self.record)
         return RunConfig(
             scenario=scenario, strategy=strategy, backbone=backbone, head=head, recipe=recipe, first_recipe=first,
             options=options, record=self.record, sources=self._sources(),
@@ -129,66 +211,89 @@ class _Resolver:
             self.problems.append(str(error))
             return None
 
-    def _named(self, section: Literal["scenario"], default: str) -> Any:
+    def _scenario(self) -> Any:
         from clframe.stream import Stream
 
-        value = self.given.get(section, default)
+        value = self.given.get("scenario", "split_digits")
         if isinstance(value, Stream):
-            self.record[section] = {"name": f"python:{value.name}", "fingerprint": value.fingerprint}
+            self.record["scenario"] = {"name": f"python:{value.name}", "fingerprint": value.fingerprint}
             return value
         if isinstance(value, Configurable):
-            validate(value, section)
-            name, part = registry.name_of(section, type(value)), value
+            validate(value, "scenario")
+            name, part = _python_name("scenario", type(value)), value
         else:
-            name, options = _name_and_options(value, section, default)
-            cls = registry.load(section, name)
-            _check_version(options.pop("version", None), cls, section, name)
-            part = build(_configurable(cls, section, name), options, section)
-        self.classes.append(type(part))
-        self.record[section] = {"name": name, "version": getattr(type(part), "version", 1), **to_dict(part)}
+            name, options = _name_and_options(value, "scenario", "split_digits")
+            name, cls = _class("scenario", name, options)
+            part = build(cls, options, "scenario")
+        self.makers.append(type(part))
+        self.record["scenario"] = {"name": name, "version": _version(type(part)), **_values(part)}
         return part
 
     def _strategy(self) -> Any:
         from clframe.composite import SHARED_FIELDS, Composite
 
         value = self.given.get("strategy", "finetune")
-        if isinstance(value, Configurable):
-            parts = list(value.parts) if isinstance(value, Composite) else [value]
-            for part in parts:
-                validate(part, "strategy")
-            parts = [p.replace(epochs=int(self.epochs)) if self.epochs is not None else p.replace() for p in parts]
-            names = [registry.name_of("strategy", type(p)) for p in parts]
-        else:
-            names, parts = self._strategy_from_names(value)
-        self.classes += [type(p) for p in parts]
-        versions = {n: type(p).version for n, p in zip(names, parts, strict=True)}
+        given_object = isinstance(value, Configurable)
+        names, parts = self._strategy_from_object(value) if given_object else self._strategy_from_names(value)
+        if len(set(names)) != len(names):
+            raise ConfigurationError(f"A composition needs different strategies, received {'+'.join(names)!r}.")
+        self.makers += [type(p) for p in parts]
+        versions = {n: _version(type(p)) for n, p in zip(names, parts, strict=True)}
         if len(parts) == 1:
-            self.record["strategy"] = {"name": names[0], "version": versions[names[0]], **to_dict(parts[0])}
+            self.record["strategy"] = {"name": names[0], "version": versions[names[0]], **_values(parts[0])}
             return parts[0]
         composite = Composite(parts=parts)
         composite.share_fields()
-        shared = {k: v for k, v in to_dict(parts[0]).items() if k in SHARED_FIELDS}
+        shared = {k: v for k, v in _values(parts[0]).items() if k in SHARED_FIELDS}
         own = {
-            n: {"version": versions[n], **{k: v for k, v in to_dict(p).items() if k not in SHARED_FIELDS}}
+            n: {"version": versions[n], **{k: v for k, v in _values(p).items() if k not in SHARED_FIELDS}}
             for n, p in zip(names, parts, strict=True)
         }
         self.record["strategy"] = {"name": "+".join(names), **shared, **own}
         return composite
 
+    def _strategy_from_object(self, value: Any) -> tuple[list[str], list[Any]]:
+        """Take an object apart and copy the parts, so that the user's own object stays without state."""
+        from clframe.composite import Composite, leaves
+        from clframe.strategy import Strategy
+
+        if not isinstance(value, Strategy) or (isinstance(value, Composite) and not value.parts):
+            raise ConfigurationError(f"strategy: expected a strategy, received {value!r}: give a name or a Strategy object.")
+        if isinstance(value, Composite):
+            value.share_fields()
+        changes = {} if self.epochs is None else {"epochs": self.epochs}
+        parts = []
+        for part in leaves(value):
+            own = {f.name: getattr(part, f.name) for f in fields_of(type(part))}
+            parts.append(build(type(part), {**own, **changes}, "strategy"))
+        return [_python_name("strategy", type(p)) for p in parts], parts
+
     def _strategy_from_names(self, value: Any) -> tuple[list[str], list[Any]]:
         name, options = _name_and_options(value, "strategy", "finetune")
         if self.epochs is not None:
             options["epochs"] = self.epochs
-        names = name.split("+")
-        if len(set(names)) != len(names):
-            raise ConfigurationError(f"A composition needs different strategies, received {name!r}.")
-        classes = {n: _configurable(registry.load("strategy", n), "strategy", n) for n in names}
+        wanted = _split_composition(name)
+        if len(wanted) == 1:
+            full, cls = _class("strategy", wanted[0], options)
+            return [full], [build(cls, options, "strategy")]
+        classes: dict[str, type[Configurable]] = {}
+        for part in wanted:
+            full, cls = _class("strategy", part, {})
+            if full in classes:
+                raise ConfigurationError(f"A composition needs different strategies, received {name!r}.")
+            classes[full] = cls
         shares = _share_options(classes, options)
-        parts = []
         for n, cls in classes.items():
             _check_version(shares[n].pop("version", None), cls, "strategy", n)
-            parts.append(build(cls, shares[n], "strategy" if len(names) == 1 else f"strategy.{n}"))
-        return names, parts
+        parts, problems = [], []
+        for n, cls in classes.items():
+            try:
+                parts.append(build(cls, shares[n], f"strategy.{n}"))
+            except ConfigurationError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigurationError("\n".join(dict.fromkeys(problems)))
+        return list(classes), parts
 
     def _backbone(self) -> Any:
         from clframe.models import BackboneConfig, backbone_config
@@ -196,16 +301,19 @@ class _Resolver:
         value = self.given.get("backbone", "mlp")
         if isinstance(value, BackboneConfig):
             validate(value, "backbone")
-            name, part = registry.name_of("backbone", type(value)), value
+            part, maker = value, getattr(type(value), "factory", type(value))
+            name = _python_name("backbone", maker)
         elif callable(value) and not isinstance(value, Mapping):
-            part = backbone_config(_maker(value), {})
-            name = _python_name(value)
+            part, maker = backbone_config(_maker(value), {}), value
+            name = _python_name("backbone", value)
         else:
             name, options = _name_and_options(value, "backbone", "mlp")
             options.pop("version", None)
+            name = _absolute(name)
             part = backbone_config(name, options)
-        self.classes.append(type(part))
-        self.record["backbone"] = {"name": name, **to_dict(part)}
+            maker = getattr(type(part), "factory", type(part))
+        self.makers.append(maker)
+        self.record["backbone"] = {"name": name, **_values(part)}
         return part
 
     def _plain(self, cls: type[Configurable], section: str) -> Any:
@@ -214,60 +322,181 @@ class _Resolver:
             validate(value, section)
             part = value
         else:
-            part = build(cls, {"name": value} if isinstance(value, str) else value, section)
+            part = build(cls, _mapping(value, section), section)
         self.record[section] = to_dict(part)
         return part
 
     def _first_recipe(self, recipe: Any) -> Any:
-        changes = self.given.get("first_optimizer") or {}
-        self.record["first_optimizer"] = dict(changes)
-        if not changes or recipe is None:
+        value = self.given.get("first_optimizer") or {}
+        if recipe is None:  # its own problem has been noted
             return None
-        return build(type(recipe), {**to_dict(recipe), **changes}, "first_optimizer")
+        changes = to_dict(value) if isinstance(value, type(recipe)) else _mapping(value, "first_optimizer")
+        built = build(type(recipe), {**to_dict(recipe), **changes}, "first_optimizer")
+        self.record["first_optimizer"] = {k: v for k, v in to_dict(built).items() if k in changes}
+        return built if changes else None
+
+    def _run_options(self) -> RunOptions:
+        options = build(RunOptions, self.options, "")
+        if not isinstance(options.augmentation, str):
+            options = options.replace(augmentation=[_transform_record(t) for t in options.augmentation])
+        self.record.update(to_dict(options))
+        return options
 
     def _sources(self) -> dict[str, str]:
-        files = {registry.source_file(c) for c in self.classes} - {None}
-        return {f.name: f.read_text(encoding="utf-8") for f in files if f is not None}
+        files = {registry.source_file(c) for c in self.makers} - {None}
+        found: dict[str, str] = {}
+        for file in sorted(f for f in files if f is not None):
+            name = file.name if file.name not in found else f"{file.parent.name}_{file.name}"
+            found[name] = file.read_text(encoding="utf-8")
+        return found
 
 
-def _name_and_options(value: Any, section: str, default: str) -> tuple[str, dict[str, Any]]:
-    named = value if isinstance(value, str) else value.get("name", "") if isinstance(value, Mapping) else ""
-    if str(named).startswith("python:"):
-        raise ConfigurationError(
-            f"The {section} {named[7:]!r} of this run was an object in Python: give it again, as in "
-            f"clframe.resume(directory, {section}=...)."
-        )
+def _mapping(value: Any, section: str) -> dict[str, Any]:
+    """Options of a section that has a single class; a bare name means the option `name`."""
     if isinstance(value, str):
-        return value, {}
+        return {"name": value}
     if isinstance(value, Mapping):
-        options = {str(k).replace("-", "_"): v for k, v in value.items()}
-        return str(options.pop("name", default)), options
+        return {str(k).replace("-", "_"): v for k, v in value.items()}
     raise ConfigurationError(
-        f"{section}: expected a name, a mapping with a name and options, or an object, received {type(value).__name__}."
+        f"{section}: expected a name or a mapping of options, received a {type(value).__name__}: see `clframe describe {section}`."
     )
 
 
-def _share_options(classes: dict[str, Any], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _name_and_options(value: Any, section: str, default: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(value, (str, Mapping)):
+        raise ConfigurationError(
+            f"{section}: expected a name, a mapping with a name and options, or an object, received a {type(value).__name__}."
+        )
+    options = {} if isinstance(value, str) else {_key(str(k)): v for k, v in value.items()}
+    name = value if isinstance(value, str) else options.pop("name", default)
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(f"{section}.name: expected a name, received {name!r}: see `clframe list {section}`.")
+    if any(n.startswith("python:") for n in _split_composition(name)):
+        raise ConfigurationError(
+            f"The {section} {name.replace('python:', '')!r} of this run was an object in Python: give it again, as in "
+            f"clframe.resume(directory, {section}=...)."
+        )
+    return name, options
+
+
+def _key(key: str) -> str:
+    """An option's name, in which `-` and `_` are the same; a path that names a part of a composition stays."""
+    return key if ":" in key else key.replace("-", "_")
+
+
+def _split_composition(name: str) -> list[str]:
+    """Split `replay+ewc`; a plus sign in the folders of a user's file separates nothing.
+
+    >>> _split_composition("replay+/home/c++/mine.py:Mine")
+    ['replay', '/home/c++/mine.py:Mine']
+    """
+    parts: list[str] = []
+    open_path = ""
+    for token in name.split("+"):
+        open_path = f"{open_path}+{token}" if open_path else token
+        if "/" not in open_path or ".py:" in open_path:
+            parts.append(open_path)
+            open_path = ""
+    return [*parts, open_path] if open_path else parts
+
+
+def _class(kind: Kind, name: str, options: dict[str, Any]) -> tuple[str, type[Configurable]]:
+    """Load a class by name, which may end in `@version`, and return its full name; takes `version` from the options."""
+    match = re.fullmatch(r"(.+)@(\d+)", name)
+    plain, asked = (match[1], int(match[2])) if match else (name, None)
+    full = _absolute(plain)
+    cls = registry.load(kind, full)
+    if not issubclass(cls, Configurable) or not issubclass(cls, _base(kind)):
+        raise ConfigurationError(f"The {kind} {plain!r} must derive from clframe.{kind.title()}, but {cls.__name__} doesn't.")
+    for version in (asked, options.pop("version", None)):
+        _check_version(version, cls, kind, plain)
+    return full, cls
+
+
+def _base(kind: Kind) -> type:
+    from clframe.scenario import Scenario
+    from clframe.strategy import Strategy
+
+    return Strategy if kind == "strategy" else Scenario
+
+
+def _absolute(name: str) -> str:
+    """`file.py:Name` with its path made absolute, so that a run resumes from any folder; other names as they are."""
+    file, colon, attribute = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return name
+    return f"{Path(file).expanduser().resolve()}:{attribute}"
+
+
+def _values(part: Configurable) -> dict[str, Any]:
+    """Plain values for the record; paths of the user's files are made absolute."""
+    found = to_dict(part)
+    return {k: _absolute_file(k, v) for k, v in found.items()}
+
+
+def _absolute_file(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if name == "weights" and Path(value).expanduser().is_file():
+        return str(Path(value).expanduser().resolve())
+    return _absolute(value)
+
+
+def _transform_record(item: Any) -> Any:
+    """One transform as plain values."""
+    from clframe.data.augment import Augmentation, Pipeline
+
+    if isinstance(item, Augmentation):
+        return Pipeline((item,)).to_spec()[0]
+    if isinstance(item, Mapping):
+        return {str(k): _absolute(v) if k == "name" and isinstance(v, str) else v for k, v in item.items()}
+    return _absolute(item) if isinstance(item, str) else item
+
+
+def _refuse_unwritable(record: Mapping[str, Any], where: str = "") -> None:
+    """Refuse an option whose value no YAML can hold.
+
+    Raises:
+        ConfigurationError: Names the option.
+    """
+    for key, value in record.items():
+        name = f"{where}.{key}" if where else str(key)
+        if isinstance(value, Mapping):
+            _refuse_unwritable(value, name)
+        elif isinstance(value, (list, tuple)):
+            _refuse_unwritable(dict(enumerate(value)), name)
+        elif not (value is None or type(value) in (bool, int, float, str)):
+            raise ConfigurationError(
+                f"{name}: expected numbers, text, or lists and mappings of them, which config.yaml can hold, received a "
+                f"{type(value).__name__}."
+            )
+
+
+def _share_options(classes: dict[str, type[Configurable]], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Give every option of a composition to the part that has it; shared ones to all, `part: {…}` to that part."""
     from clframe.composite import SHARED_FIELDS
 
     shares: dict[str, dict[str, Any]] = {n: {} for n in classes}
-    if len(classes) == 1:
-        return {next(iter(classes)): dict(options)}
+    fields: dict[str, dict[str, FieldInfo]] = {n: {f.name: f for f in fields_of(c)} for n, c in classes.items()}
+    called = {alias: n for n in classes for alias in (n, n.rpartition(":")[2], n.replace("-", "_"))}
+    problems = []
     for key, value in options.items():
-        holders = [n for n, c in classes.items() if key in {f.name for f in fields_of(c)}]
-        if key in classes and isinstance(value, Mapping):
-            shares[key].update({str(k).replace("-", "_"): v for k, v in value.items()})
+        holders = [n for n in classes if key in fields[n]]
+        part = called.get(key) or called.get(_absolute(key))
+        if part is not None and isinstance(value, Mapping):
+            shares[part].update({str(k).replace("-", "_"): v for k, v in value.items()})
         elif key in SHARED_FIELDS or len(holders) == 1:
             for n in holders:
-                shares[n][key] = value
+                shares[n].setdefault(key, value)
         elif holders:
-            raise ConfigurationError(
+            problems.append(
                 f"strategy.{key} belongs to {' and '.join(holders)}: say which, as in --strategy.{holders[0]}.{key.replace('_', '-')}."
             )
         else:
-            known = [f.name for c in classes.values() for f in fields_of(c)]
-            raise ConfigurationError(f"strategy.{key} is not an option of {'+'.join(classes)}.{did_you_mean(key, known)}")
+            known = [*called, *(name for n in classes for name in fields[n])]
+            problems.append(f"strategy.{key} is not an option of {'+'.join(classes)}.{did_you_mean(key, known)}")
+    if problems:
+        raise ConfigurationError("\n".join(problems))
     return shares
 
 
@@ -284,23 +513,29 @@ def _maker(value: Any) -> Any:
     return copy_of_module
 
 
-def _python_name(value: Any) -> str:
+def _python_name(kind: Kind, value: Any) -> str:
     """Return a name under which a resumed run finds a class again, or one that says that it must be given again."""
-    if isinstance(value, type) and value.__module__ != "__main__":
-        return registry.name_of("backbone", value)
-    return f"python:{getattr(value, '__name__', type(value).__name__)}"
+    own = getattr(value, "__qualname__", type(value).__name__)
+    if not isinstance(value, type) and not hasattr(value, "__qualname__"):
+        return f"python:{own}"
+    name = registry.name_of(kind, value)
+    if getattr(value, "__module__", "__main__") != "__main__":
+        try:
+            found = registry.load_object(name) if ":" in name else registry.load(kind, name)
+        except ConfigurationError:
+            found = None
+        if found is value:
+            return name
+    return f"python:{own}"
 
 
-def _configurable(cls: type, section: str, name: str) -> type[Configurable]:
-    if not issubclass(cls, Configurable):
-        raise ConfigurationError(f"The {section} {name!r} must derive from clframe's {section.title()}, but is a {cls.__name__}.")
-    return cls
+def _version(cls: type) -> int:
+    return int(getattr(cls, "version", 1))
 
 
 def _check_version(asked: Any, cls: type, section: str, name: str) -> None:
-    current = getattr(cls, "version", 1)
-    if asked is not None and asked != current:
+    if asked is not None and str(asked) != str(_version(cls)):
         raise ConfigurationError(
-            f"The configuration asks for {section} {name}@{asked}, but this clframe has {name}@{current}: "
+            f"The configuration asks for {section} {name}@{asked}, but this clframe has {name}@{_version(cls)}: "
             "install the version that made it, or drop the version to run the current one."
         )

@@ -7,16 +7,17 @@ A class that derives from `Configurable` becomes a keyword-only dataclass. Const
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
+import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any, Literal, Self, TypeVar, dataclass_transform
 
 import yaml
 
-from clframe.errors import ConfigurationError, did_you_mean
+from clframe.errors import ConfigurationError, ContractError, did_you_mean
 
 __all__ = ["Configurable", "FieldInfo", "build", "field", "fields_of", "to_dict", "validate"]
 
@@ -65,8 +66,18 @@ class Configurable:
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Turn the subclass into a dataclass; constructing it runs no code of the subclass."""
+        """Turn the subclass into a dataclass; constructing it runs no code of the subclass.
+
+        Raises:
+            ContractError: The subclass has a constructor of its own.
+        """
         super().__init_subclass__(**kwargs)
+        own = [name for name in ("__init__", "__post_init__") if name in cls.__dict__]
+        if own:
+            raise ContractError(
+                f"{cls.__name__} must not define {own[0]}, because constructing it only stores its hyperparameters: declare "
+                "them as annotated attributes (size: int = field(default=3)) and build state when the run starts."
+            )
         learned = {k: v for k, v in cls.__dict__.get("__annotations__", {}).items() if k.endswith("_")}
         for name in learned:  # state, not a hyperparameter: leave it out of the dataclass
             del cls.__annotations__[name]
@@ -87,7 +98,7 @@ class Configurable:
 
     def __eq__(self, other: object) -> bool:
         """Two configurations are equal when class and values are."""
-        return type(self) is type(other) and to_dict(self) == to_dict(typing.cast("Configurable", other))
+        return isinstance(other, Configurable) and type(self) is type(other) and to_dict(self) == to_dict(other)
 
     __hash__ = object.__hash__
 
@@ -119,21 +130,24 @@ class FieldInfo:
         return _type_name(self.type)
 
 
-@functools.cache
+_known_fields: dict[type, tuple[FieldInfo, ...]] = {}
+
+
 def fields_of(cls: type[Configurable]) -> tuple[FieldInfo, ...]:
     """Return the hyperparameters of a class in the order of their declaration, the base class's first."""
-    if not dataclasses.is_dataclass(cls):
+    if cls is Configurable:
         return ()
-    hints = _hints(cls)
-    found = []
-    for f in dataclasses.fields(cls):
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        meta = f.metadata
-        info = FieldInfo(
-            f.name, hints[f.name], default, meta.get("help", ""), meta.get("unit", ""), meta.get("bounds", {})
-        )
-        found.append(info)
-    return tuple(found)
+    if cls not in _known_fields:
+        hints = _hints(cls)
+        _known_fields[cls] = tuple(_field_info(f, hints[f.name]) for f in dataclasses.fields(cls))
+    return _known_fields[cls]
+
+
+def _field_info(declared: dataclasses.Field[Any], kind: Any) -> FieldInfo:
+    made = declared.default_factory is not dataclasses.MISSING
+    default = declared.default_factory() if made else declared.default
+    meta = declared.metadata
+    return FieldInfo(declared.name, kind, default, meta.get("help", ""), meta.get("unit", ""), meta.get("bounds", {}))
 
 
 def build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
@@ -142,7 +156,8 @@ def build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     Args:
         cls: The class to make.
         values: Hyperparameters by name; `-` and `_` mean the same. Strings are converted to the field's type.
-        where: How the user addresses this section, such as `strategy`; used in errors.
+        where: How the user addresses this section, such as `strategy`; used in errors. Empty for options that stand
+            in no section.
 
     Raises:
         ConfigurationError: All problems at once: unknown names, wrong types, values out of range, missing values.
@@ -150,25 +165,28 @@ def build(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     known = {f.name: f for f in fields_of(cls)}
     problems: list[str] = []
     checked: dict[str, Any] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
+    given = {str(key).replace("-", "_"): (key, value) for key, value in values.items()}
+    for name, (key, value) in given.items():
         if name not in known:
-            problems.append(_unknown(key, known, cls, where))
+            problems.append(_unknown(str(key), known, cls, where))
             continue
         try:
             checked[name] = _convert(known[name], value)
         except ValueError as error:
-            problems.append(f"{where}.{name}: {error}")
-    missing = [f.name for f in known.values() if not f.has_default and f.name not in checked]
-    given = {k.replace("-", "_") for k in values}
-    problems += [
-        f"{where}.{name} has no default and must be given ({known[name].help})."
-        for name in missing
-        if name not in given
-    ]
+            problems.append(f"{_address(where, name)}: {error}")
+    missing = [f for f in known.values() if not f.has_default and f.name not in given]
+    problems += [f"{_address(where, f.name)} must be given, it has no default{_told(f)}." for f in missing]
     if problems:
         raise ConfigurationError("\n".join(problems))
     return cls(**checked)
+
+
+def _address(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _told(info: FieldInfo) -> str:
+    return f" ({info.help.rstrip('.')})" if info.help else ""
 
 
 def validate(config: Configurable, where: str) -> None:
@@ -189,7 +207,7 @@ def _hints(cls: type) -> dict[str, Any]:
     """Resolve annotations; a user's file may lack an import that only its annotations need."""
     try:
         return typing.get_type_hints(cls)
-    except NameError as error:
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
         raise ConfigurationError(
             f"The annotations of {cls.__name__} could not be read ({error}): import that name in its module."
         ) from None
@@ -197,7 +215,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _unknown(key: str, known: Mapping[str, FieldInfo], cls: type, where: str) -> str:
     hint = did_you_mean(key.replace("-", "_"), known) or f" It has: {', '.join(sorted(known)) or 'no options'}."
-    return f"{where}.{key} is not an option of {cls.__name__}.{hint}"
+    return f"{_address(where, key)} is not an option of {cls.__name__}.{hint}"
 
 
 def _plain(value: Any) -> Any:
@@ -207,7 +225,9 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return value
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(v) for v in value)
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _convert(info: FieldInfo, value: Any) -> Any:
@@ -216,39 +236,94 @@ def _convert(info: FieldInfo, value: Any) -> Any:
     Raises:
         ValueError: With the rest of a sentence: what was expected and what was received.
     """
-    if info.has_default and value is info.default:
+    if info.has_default and value is info.default and not isinstance(value, (list, dict, set)):
         return value
-    if isinstance(value, str) and not _takes_text(info.type):
-        value = yaml.safe_load(value) if value.strip() else value
-    if isinstance(value, str) and "," in value and not _takes_text(info.type):
-        value = [yaml.safe_load(part) for part in value.split(",")]
-    if isinstance(value, (int, float, str)) and _is_sequence(info.type) and not isinstance(value, bool):
-        value = [value]  # `--strategy.milestones 30` means a list of one
-    expected = f"expected {info.type_name}{_bounds(info.bounds)}{' ' + info.unit if info.unit else ''}"
-    if isinstance(value, bool) and bool not in _members(info.type) and typing.Any not in _members(info.type):
+    expected = f"expected {_in_words(info)}"
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of NumPy or PyTorch
+        value = value.item()
+    read = _read(info.type, value) if isinstance(value, str) else value
+    if isinstance(read, (int, float, str)) and _is_sequence(info.type) and not isinstance(read, bool):
+        read = [read]  # `--optimizer.milestones 30` means a list of one
+    members = _members(info.type)
+    if isinstance(read, bool) and not any(m in (bool, Any, object) for m in members):
         raise ValueError(f"{expected}, received {value!r}.")
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        converted = TypeAdapter(info.type, config={"arbitrary_types_allowed": True}).validate_python(value)
+        converted = TypeAdapter(info.type, config={"arbitrary_types_allowed": True}).validate_python(read)
     except ValidationError:
         raise ValueError(f"{expected}, received {value!r}.{_choice_hint(info, value)}") from None
-    except Exception:  # a dataclass type refuses `config`; such values are taken as they are
-        converted = value
-    if isinstance(converted, (int, float)) and not isinstance(converted, bool):
-        _check_bounds(info, converted, expected)
+    except Exception:  # a type that pydantic refuses to describe: such values are taken as they are
+        converted = read
+    if not all(_within(info.bounds, number) for number in _numbers(converted)):
+        raise ValueError(f"{expected}, received {value!r}.")
     return converted
 
 
-def _check_bounds(info: FieldInfo, value: float, expected: str) -> None:
+def _read(kind: Any, text: str) -> Any:
+    """Turn text, from a command line or a quoted YAML value, into what a type can take; text for text.
+
+    Numbers are Python's, not YAML's, in which 1e-4 is text, 010 is eight and 1:30 is ninety.
+    """
+    members = _members(kind)
+    if type(None) in members and text.strip().lower() in ("none", "null", "~") and text not in _choices(kind):
+        return None
+    looks_like_list = text.strip().startswith("[") or "," in text
+    holds_list = any(_origin(m) in (list, tuple) for m in members)
+    if _takes_text(kind) and not (looks_like_list and holds_list):
+        return text
+    if holds_list and not text.strip():
+        return []
+    return _scalar(text, split=not _takes_text(kind) or holds_list)
+
+
+def _scalar(text: str, split: bool = True) -> Any:
+    """Read none, true or false, a number, a list or mapping in YAML's brackets, or comma-separated values."""
+    plain = text.strip()
+    words = {"none": None, "null": None, "~": None, "true": True, "yes": True, "on": True}
+    words |= {"false": False, "no": False, "off": False}
+    if plain.lower() in words:
+        return words[plain.lower()]
+    for number in (int, float):
+        try:
+            return number(plain)
+        except ValueError:
+            continue
+    if plain[:1] in ("[", "{"):
+        try:
+            return yaml.safe_load(plain)
+        except yaml.YAMLError:
+            return text
+    if split and "," in plain:
+        return [_scalar(part, split=False) for part in plain.rstrip(",").split(",")]
+    return text
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number in a value, those in lists too: bounds hold for each."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _numbers(inner)
+
+
+def _within(bounds: Mapping[str, float], value: float) -> bool:
     tests: dict[str, Callable[[float, float], bool]] = {
         "ge": lambda v, b: v >= b,
         "gt": lambda v, b: v > b,
         "le": lambda v, b: v <= b,
         "lt": lambda v, b: v < b,
     }
-    if not all(tests[kind](value, bound) for kind, bound in info.bounds.items()):
-        raise ValueError(f"{expected}, received {value!r}.")
+    return not math.isnan(value) and all(tests[kind](value, bound) for kind, bound in bounds.items())
+
+
+def _in_words(info: FieldInfo) -> str:
+    """Type, bounds and unit: `int ≥ 1 samples or None`."""
+    members = _members(info.type)
+    optional = type(None) in members and len(members) > 1
+    name = " | ".join(_type_name(m) for m in members if m is not type(None)) if optional else info.type_name
+    return f"{name}{_bounds(info.bounds)}{' ' + info.unit if info.unit else ''}{' or None' if optional else ''}"
 
 
 def _bounds(bounds: Mapping[str, float]) -> str:
@@ -256,9 +331,12 @@ def _bounds(bounds: Mapping[str, float]) -> str:
     return "".join(f" {signs[kind]} {bound:g}" for kind, bound in bounds.items())
 
 
+def _choices(kind: Any) -> list[str]:
+    return [str(c) for m in _members(kind) if typing.get_origin(m) is Literal for c in typing.get_args(m)]
+
+
 def _choice_hint(info: FieldInfo, value: Any) -> str:
-    choices = [str(c) for m in _members(info.type) if typing.get_origin(m) is Literal for c in typing.get_args(m)]
-    return did_you_mean(str(value), choices)
+    return did_you_mean(str(value), _choices(info.type))
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
@@ -268,13 +346,18 @@ def _members(kind: Any) -> tuple[Any, ...]:
     return (kind,)
 
 
+def _origin(kind: Any) -> Any:
+    return typing.get_origin(kind) or kind
+
+
 def _takes_text(kind: Any) -> bool:
-    members = _members(kind)
-    return any(m is str or m is Any or typing.get_origin(m) is Literal for m in members)
+    """Whether text is a value of the type; of an untyped value, text that reads as something else is that."""
+    words = (c for m in _members(kind) if typing.get_origin(m) is Literal for c in typing.get_args(m))
+    return str in _members(kind) or any(isinstance(c, str) for c in words)
 
 
 def _is_sequence(kind: Any) -> bool:
-    origins = [typing.get_origin(m) or m for m in _members(kind)]
+    origins = [_origin(m) for m in _members(kind)]
     return any(o in (list, tuple) for o in origins) and not any(o in (int, float, str) for o in origins)
 
 

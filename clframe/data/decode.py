@@ -60,17 +60,19 @@ def pixels(image: Image, size: int | None = None) -> Pixels:
 
 
 def fit_square(image: Image, size: int) -> Image:
-    """Resize the shorter side to `size` pixels (bilinear with antialias) and cut out the centre square."""
+    """Resize the shorter side to `size` pixels (bilinear with antialias) and cut out the centre square.
+
+    The same pixels as torchvision's `Resize(size)` and `CenterCrop(size)` on a PIL image.
+    """
     from PIL import Image
 
     width, height = image.size
     if (width, height) == (size, size):
         return image
-    scale = size / min(width, height)
-    resized = image.resize(
-        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR
-    )
-    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    short = min(width, height)
+    # Rounded as torchvision's Resize and CenterCrop round, whose pixels users compare with.
+    resized = image.resize((size * width // short, size * height // short), Image.Resampling.BILINEAR)
+    left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
     return resized.crop((left, top, left + size, top + size))
 
 

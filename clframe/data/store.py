@@ -110,7 +110,7 @@ class ImageStore:
             return self._make(key, produce)
 
     def open_by_content(self, name: str, produce: Callable[[], Decoded]) -> StoredImages:
-        """Write a store whose key is its content's fingerprint, for sources that can't be recognised unread."""
+        """Write a store whose key comes from its content, for sources that can't be recognised unread."""
         with _reporting(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             return self._make(None, produce, prefix=name)
@@ -165,7 +165,8 @@ class ImageStore:
         temporary.mkdir()
         try:
             meta = _write(temporary, produce())
-            return self._publish(temporary, key or f"{prefix}-{meta['fingerprint'][:24]}")
+            content = json.dumps([meta["fingerprint"], meta["class_names"]])
+            return self._publish(temporary, key or f"{prefix}-{hashlib.sha256(content.encode()).hexdigest()[:24]}")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -155,7 +155,7 @@ class UserBackbone(Backbone):
         reference = next(self.module.parameters(), None)
         uninitialised = isinstance(reference, nn.parameter.UninitializedParameter)
         device = None if reference is None or uninitialised else reference.device
-        was_training = self.module.training
+        modes = [(module, module.training) for module in self.module.modules()]
         self.module.eval()
         try:
             with torch.no_grad():
@@ -166,7 +166,8 @@ class UserBackbone(Backbone):
                 f"forward failed ({type(error).__name__}: {error})."
             ) from error
         finally:
-            self.module.train(was_training)
+            for module, mode in modes:  # one by one: a user may keep some in eval mode on purpose
+                module.training = mode
         if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != 2:
             raise ContractError(self._complaint(out))
         return out.shape[1]

@@ -180,7 +180,6 @@ class Network(nn.Module):
         else:
             branch = copy.deepcopy(self._branch(copy_from))
             branch.requires_grad_(True)
-            branch.zero_grad(set_to_none=True)
         self.branches.append(branch.train(self.training))
         for name, inputs in self._inputs.items():
             if inputs == "all":
@@ -253,7 +252,6 @@ class Network(nn.Module):
     def frozen_copy(self) -> Network:
         """Make a copy of its own storage, without gradients, that stays in eval mode."""
         twin = copy.deepcopy(self, {id(self._factory): self._factory})
-        twin.zero_grad(set_to_none=True)
         twin._frozen = True
         freeze(twin)
         return twin

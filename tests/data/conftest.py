@@ -25,7 +25,9 @@ def png(pixels: np.ndarray, mode: str | None = None, form: str = "PNG") -> bytes
     return buffer.getvalue()
 
 
-def image_files(size: int = 6, train: int = 5, test: int = 2, classes: tuple[str, ...] = ("ant", "bee", "cat")) -> Files:
+def image_files(
+    size: int = 6, train: int = 5, test: int = 2, classes: tuple[str, ...] = ("ant", "bee", "cat")
+) -> Files:
     """Random RGB images as PNG, by name; every pixel differs between files."""
     draws = np.random.RandomState(0)
     return {

@@ -40,7 +40,9 @@ def test_streaming_equals_the_store(readers, workers):
 @pytest.mark.parametrize("kind", ["folder", "deflated.zip", "tar"])
 def test_streaming_equals_the_store_resized(files, pack, root, kind):
     path = pack(files, kind)
-    opened = [ImageFolder(path=path, mode=mode, size=4, workers=1).open(root).test.images for mode in ("store", "stream")]
+    opened = [
+        ImageFolder(path=path, mode=mode, size=4, workers=1).open(root).test.images for mode in ("store", "stream")
+    ]
     batches = [torch.tensor([5, 0]), torch.tensor([1, 2, 3])]
     pairs = zip(*(reader.batches(batches) for reader in opened), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
 
 def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="could not be written .*CLFRAME_CACHE"):
+    with pytest.raises(DataError, match=r"could not be written .*CLFRAME_CACHE"):
         ImageStore(tmp_path / "file").open("k", two_splits)
 
 

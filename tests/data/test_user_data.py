@@ -120,7 +120,9 @@ def test_a_walk_gives_the_pixels(root, images):
 
 
 def test_a_walk_keeps_grey_features_and_names(root):
-    grey = MapDataset(train=Pairs([i.convert("L") for i in PIL_IMAGES], classes=list("xyz")), test=Pairs(list(RGB[:, :, :, 0])))
+    grey = MapDataset(
+        train=Pairs([i.convert("L") for i in PIL_IMAGES], classes=list("xyz")), test=Pairs(list(RGB[:, :, :, 0]))
+    )
     opened = grey.open(root)
     assert (opened.shape, opened.class_names) == ((1, 4, 5), ("x", "y", "z"))
     vectors = list(np.random.RandomState(1).randn(6, 9))
@@ -129,9 +131,17 @@ def test_a_walk_keeps_grey_features_and_names(root):
     np.testing.assert_array_equal(train_images(features).numpy(), np.stack(vectors).astype(np.float32))
 
 
+def test_equal_images_of_other_class_names_are_kept_apart(root):
+    for names in (list("xyz"), list("uvw")):
+        source = MapDataset(train=Pairs(list(RGB), classes=names), test=Pairs(list(RGB)))
+        assert source.open(root).class_names == tuple(names)
+
+
 def test_a_walk_fits_odd_sizes(root):
     images = [PIL_IMAGES[0].resize((7, 9)), *PIL_IMAGES[1:]]
-    with pytest.raises(DataError, match=r"\(4, 5, 3\) as item 1 of the train data set Pairs after \(9, 7, 3\); give a size"):
+    with pytest.raises(
+        DataError, match=r"\(4, 5, 3\) as item 1 of the train data set Pairs after \(9, 7, 3\); give a size"
+    ):
         MapDataset(train=Pairs(images), test=Pairs(images)).open(root)
     assert MapDataset(train=Pairs(images), test=Pairs(images), size=4).open(root).shape == (3, 4, 4)
 
@@ -152,7 +162,10 @@ def test_cache_as_walks_once(root):
     [
         (iter(()), "to have __len__ and __getitem__"),
         (list(RGB), r"Expected \(image, target\) as item 0"),
-        (Pairs(list(RGB), ["cat"] * 6), "class index ≥ 0 as the target of item 0 of the train data set Pairs, received 'cat'"),
+        (
+            Pairs(list(RGB), ["cat"] * 6),
+            "class index ≥ 0 as the target of item 0 of the train data set Pairs, received 'cat'",
+        ),
         (Pairs(list(RGB), [0, 1, -1, 0, 0, 0]), "target of item 2"),
         (Pairs([t.float() - 3 for t in TENSORS]), "leave normalisation to clframe"),
         (Pairs(list(RGB), LABELS[:4]), "item 4 .* raised IndexError"),

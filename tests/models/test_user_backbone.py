@@ -21,7 +21,7 @@ class Net(nn.Module):
         super().__init__()
         self.scale, self.deep = scale, deep
         self.conv = nn.Conv2d(channels, units, 3)
-        self.bn = nn.BatchNorm2d(units)
+        self.bn = nn.BatchNorm2d(units).eval()
 
     def forward(self, x):
         return self.bn(self.conv(x)).mean((2, 3)) * self.scale
@@ -33,7 +33,7 @@ def test_a_class_measures_its_features_and_changes_nothing_by_it():
     assert isinstance(net, UserBackbone)
     assert net.feature_dim == 7
     assert net.module.scale == 2
-    assert net.training
+    assert [m.training for m in net.module.modules()] == [True, True, False]  # as the constructor left them
     assert net.module.bn.num_batches_tracked == 0
     x = torch.randn(4, 3, 9, 9)
     assert torch.equal(net.eval()(x), net.module(x))
