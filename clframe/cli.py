@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from clframe._version import __version__
-from clframe.errors import ClframeError, ConfigurationError
+from clframe.errors import ClframeError, ConfigurationError, did_you_mean
 
 __all__ = ["main", "parse_overrides"]
 
+_RUN_USAGE = "clframe run [--config FILE] [--run-dir DIR] [--dry-run] [--strategy NAME] [--section.option VALUE ...]"
 _RUN_HELP = """\
 Any option of the configuration can be given, in the form --section.option value:
 
@@ -33,39 +36,95 @@ Any option of the configuration can be given, in the form --section.option value
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or that of the error's kind (2 for a bad configuration)."""
-    parser = _parser()
-    known, rest = parser.parse_known_args(arguments)
-    if not hasattr(known, "handler"):
-        parser.print_help()
-        return 0
-    if rest and not known.takes_overrides:
-        parser.error(f"unrecognised arguments: {' '.join(rest)}")
-    if known.takes_overrides:
-        known.overrides = rest
+    for stream in (sys.stdout, sys.stderr):  # a terminal of another encoding shows ? for signs such as ±
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return int(known.handler(known) or 0)
+            code = _command(list(sys.argv[1:] if arguments is None else arguments))
+            sys.stdout.flush()
+            return code
     except ClframeError as error:
         print(f"clframe: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("clframe: interrupted; `clframe resume` continues a run from its last checkpoint.", file=sys.stderr)
+        print("clframe: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe has gone, for instance `head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"clframe: The file system refused{where} ({error.strerror or error}): see that it can be used.", file=sys.stderr)
+        return 4
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _command(arguments: list[str]) -> int:
+    parser, commands = _parser()
+    first = arguments[0] if arguments else "--help"
+    if not first.startswith("-") and first not in commands:
+        hint = did_you_mean(first, commands) or f" There are: {', '.join(commands)}."
+        raise ConfigurationError(f"There is no command {first!r}.{hint}")
+    overrides: list[str] = []
+    if first in commands and commands[first].get_default("takes_overrides"):
+        own, overrides = _split(commands[first], arguments[1:])
+        arguments = [first, *own]
+    elif not arguments:
+        arguments = ["--help"]
+    try:
+        known, unknown = parser.parse_known_args(arguments)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    if unknown:
+        commands.get(first, parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    known.overrides = overrides
+    return int(known.handler(known) or 0)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        name, _, rest = message.partition(": ")
+        if name == "unrecognized arguments":
+            options = [o for action in self._actions for o in action.option_strings]
+            unknown = rest.split()[0].partition("=")[0]
+            if unknown.startswith("-"):
+                message = f"there is no option {unknown}.{did_you_mean(unknown, options)}"
+        end = "" if message.endswith(("?", ".")) else "."
+        raise ConfigurationError(f"{message[:1].upper()}{message[1:]}{end} See `{self.prog} --help`.")
+
+
+def _split(parser: argparse.ArgumentParser, tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part a command's own arguments from the options of the configuration, whose values may look like anything."""
+    own: list[str] = []
+    overrides: list[str] = []
+    flags = {o: action for action in parser._actions for o in action.option_strings}
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        action = flags.get(token.partition("=")[0])
+        target = overrides if action is None and token.startswith("--") and token != "--" else own
+        target.append(token)
+        wants_value = target is overrides or (action is not None and action.nargs != 0)
+        if wants_value and "=" not in token and rest and not rest[0].startswith("--"):
+            target.append(rest.pop(0))
+    return own, overrides
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
     if issubclass(category, UserWarning):
         print(f"clframe: warning: {message}", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="clframe", description="Continual-learning experiments.", allow_abbrev=False)
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = _Parser(prog="clframe", description="Continual-learning experiments.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"clframe {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    made_commands: dict[str, argparse.ArgumentParser] = {}
 
     def command(name: str, text: str, handler: Any, overrides: bool = False, **more: Any) -> argparse.ArgumentParser:
         made = commands.add_parser(
@@ -73,9 +132,10 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter, **more,
         )  # fmt: skip
         made.set_defaults(handler=handler, takes_overrides=overrides)
+        made_commands[name] = made
         return made
 
-    run = command("run", "run an experiment (with no argument: fine-tuning on digits)", _run, True, epilog=_RUN_HELP)
+    run = command("run", "run an experiment (with no argument: fine-tuning on digits)", _run, True, epilog=_RUN_HELP, usage=_RUN_USAGE)
     run.add_argument("--config", type=Path, metavar="FILE", help="YAML file; options given beside it win")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<scenario>-<strategy>-<seed>-<hash>")
     run.add_argument("--dry-run", action="store_true", help="show stream, phases, steps and memory; train nothing")
@@ -91,21 +151,23 @@ def _parser() -> argparse.ArgumentParser:
     compare = command("compare", "table of runs: mean ± std over seeds", _compare)
     compare.add_argument("directories", nargs="+", type=Path, metavar="DIR")
     compare.add_argument("--format", choices=["text", "markdown", "latex", "csv", "html"], default="text")
+    compare.add_argument("--json", action="store_true", help="columns and rows as JSON, unscaled")
     compare.add_argument("--metrics", metavar="A,B", help="columns, by full name")
     metrics = command("metrics", "compute a run's metrics again from its kept predictions", _metrics)
     metrics.add_argument("directory", type=Path, metavar="DIR")
     metrics.add_argument("--json", action="store_true", help="everything, as JSON")
     metrics.add_argument("--split", choices=["test", "valid"], default="test")
     listing = command("list", "name the strategies, scenarios, backbones and metrics", _list)
-    listing.add_argument("kind", nargs="?", choices=["strategies", "scenarios", "backbones", "metrics"])
+    listing.add_argument("kind", nargs="?", metavar="KIND", help="strategies, scenarios, backbones or metrics; default all")
     listing.add_argument("--json", action="store_true", help="as JSON")
     describe = command("describe", "show one strategy, scenario, backbone or metric and its options", _describe)
-    describe.add_argument("what", nargs="+", metavar="[KIND] NAME", help="for instance: strategy replay")
+    describe.add_argument("what", nargs="+", metavar="[KIND] NAME", help="for instance: strategy replay; also: run, optimizer, head")
     check = command("check", "check that a strategy or scenario of your own keeps the contract", _check)
     check.add_argument("name", metavar="FILE.py:Class")
     data = command("data", "show which data sets are found where, and how to get the others", _data)
     data.add_argument("--data-root", metavar="DIR", help="where data is looked for")
-    return parser
+    data.add_argument("--json", action="store_true", help="as JSON")
+    return parser, made_commands
 
 
 def _common(parser: argparse.ArgumentParser, download: bool = False) -> None:
@@ -131,12 +193,12 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
     rest = list(tokens)
     while rest:
         token = rest.pop(0)
-        if not token.startswith("--") or token == "--":  # noqa: S105 - no password
-            raise ConfigurationError(f"Expected an option such as --strategy.epochs 5, received {token!r}.")
         key, equals, value = token[2:].partition("=")
+        path = key.replace("-", "_").split(".")
+        if not token.startswith("--") or not all(path):
+            raise ConfigurationError(f"Expected an option such as --strategy.epochs 5, received {token!r}.")
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        path = key.replace("-", "_").split(".")
         if len(path) == 1 and path[0] in SECTIONS:
             path.append("name")
         inner = found
@@ -148,29 +210,35 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay changes over a configuration; a section whose name changes starts afresh."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        old = {"name": old} if isinstance(old, str) and isinstance(value, dict) else old
-        renamed = isinstance(value, dict) and isinstance(old, dict) and "name" in value and value["name"] != old.get("name")
-        merged[key] = _merged(old, value) if isinstance(value, dict) and isinstance(old, dict) and not renamed else value
-    return merged
-
-
 def _configuration(options: argparse.Namespace) -> dict[str, Any]:
-    changes = parse_overrides(options.overrides)
-    if options.config is None:
-        return changes
-    from clframe.tracking.files import read_yaml
+    """Put the file and the options beside it together.
 
-    if not options.config.is_file():
-        raise ConfigurationError(f"There is no configuration file {options.config}.")
-    base = read_yaml(options.config)
-    if not isinstance(base, dict):
-        raise ConfigurationError(f"Expected {options.config} to hold a mapping of options, received {type(base).__name__}.")
-    return _merged(base, changes)
+    Raises:
+        ConfigurationError: An option isn't known; further problems of the rest are named with it.
+    """
+    from clframe.config import merged, option_names, resolve
+    from clframe.tracking.files import read_config
+
+    changes = parse_overrides(options.overrides)
+    known = [*option_names(), *(name for name in vars(options) if name not in ("handler", "takes_overrides", "overrides"))]
+    unknown = [name for name in changes if name not in option_names()]
+    base = {} if options.config is None else read_config(options.config)
+    if not unknown:
+        return merged(base, changes)
+    problems = [f"There is no option {_dashed(n)}.{_similar_option(n, known)}" for n in unknown]
+    try:
+        resolve(merged(base, {k: v for k, v in changes.items() if k not in unknown}))
+    except ConfigurationError as error:
+        problems.append(str(error))
+    raise ConfigurationError("\n".join(problems))
+
+
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _similar_option(name: str, known: Sequence[str]) -> str:
+    return did_you_mean(_dashed(name), [_dashed(k) for k in known]) or " `clframe describe run` shows what there is."
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -178,19 +246,42 @@ def _run(options: argparse.Namespace) -> None:
     from clframe import api
 
     if options.dry_run:
-        _print_plan(api.plan(data_root=options.data_root, download=options.download, **config))
+        _print_plan(api.plan(data_root=options.data_root, download=options.download, **config), options.json)
         return
-    finished = api.run(
-        run_dir=options.run_dir, data_root=options.data_root, download=options.download,
-        progress=not options.quiet, **config,
-    )  # fmt: skip
+    try:
+        finished = api.run(
+            run_dir=options.run_dir, data_root=options.data_root, download=options.download,
+            progress=not options.quiet, **config,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted(_how_to_go_on(options.run_dir, config)) from None
     _print_run(finished, options.json)
+
+
+class Interrupted(ClframeError):
+    """Ctrl-C ended a command."""
+
+    exit_code = 130
+
+
+def _how_to_go_on(directory: Path | None, config: Mapping[str, Any]) -> str:
+    from clframe.config import resolve
+    from clframe.tracking.rundir import run_name
+
+    if directory is None:
+        directory = Path("runs") / run_name(resolve(config).record)
+    if not (directory / "config.yaml").is_file():
+        return "interrupted before the run began; nothing was written."
+    return f"interrupted; `clframe resume {directory}` continues from the last checkpoint."
 
 
 def _resume(options: argparse.Namespace) -> None:
     from clframe import api
 
-    run = api.resume(options.directory, data_root=options.data_root, progress=not options.quiet)
+    try:
+        run = api.resume(options.directory, data_root=options.data_root, progress=not options.quiet)
+    except KeyboardInterrupt:
+        raise Interrupted(_how_to_go_on(options.directory, {})) from None
     _print_run(run, options.json)
 
 
@@ -200,32 +291,39 @@ def _print_run(run: Any, as_json: bool) -> None:
         return
     from clframe.report import Table
 
-    rows = [_headline(head, restriction, v) for head, by in run.result["values"].items() for restriction, v in by.items()]
-    columns = ["head", "classes", "final accuracy", "average", "forgetting (max)", "learning accuracy"]
-    print(Table(columns, [r for r in rows if r is not None]).to_text())
-    print(f"\nall metrics: {run.path / 'result.json'}")
+    score = "accuracy" if run.directory.stream["score"] == "accuracy" else run.directory.stream["score"]
+    rows = [
+        [head, _RESTRICTIONS[restriction], *(_shown(values.get(name.format(score)), score) for name in _HEADLINES)]
+        for head, by in run.result["values"].items()
+        for restriction, values in by.items()
+        if restriction in _RESTRICTIONS
+    ]
+    print(Table(["head", "classes", f"final {score}", "average", "forgetting (max)", f"learning {score}"], rows).to_text())
+    print(f"all metrics: {run.path / 'result.json'}")
 
 
-def _headline(head: str, restriction: str, values: Mapping[str, Any]) -> list[str] | None:
-    if restriction == "upto":
-        return None
-    names = ("final_accuracy", "average_incremental_accuracy", "forgetting_max", "learning_accuracy")
-    shown = {"global": "all seen", "local": "own task"}[restriction]
-    return [head, shown, *(f"{100 * values[n]:.2f} %" if values.get(n) is not None else "–" for n in names)]
+_RESTRICTIONS = {"global": "all seen", "local": "own task"}
+_HEADLINES = ("final_{}", "average_incremental_{}", "forgetting_max", "learning_{}")
 
 
-def _print_plan(plan: Any) -> None:
-    from clframe.report import Table
+def _shown(value: Any, score: str) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f} %" if score == "accuracy" else f"{value:.4g}"
 
-    def show(rows: Sequence[Mapping[str, Any]]) -> None:
-        print(Table(list(rows[0]), [list(r.values()) for r in rows]).to_text() + "\n")
 
+def _print_plan(plan: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"config": plan.config, "stream": plan.stream, "phases": plan.phases, "memory": plan.memory}))
+        return
     import yaml
 
-    print(yaml.safe_dump(plan.config, sort_keys=False))
-    show(plan.stream)
-    if plan.phases:
-        show(plan.phases)
+    from clframe.report import Table
+
+    print(yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True))
+    for rows in (plan.stream, plan.phases):
+        if rows:
+            print(Table(list(rows[0]), [list(r.values()) for r in rows]).to_text())
     print(f"{sum(p['steps'] for p in plan.phases)} optimiser steps in all")
     print("memory: " + ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in plan.memory.items()))
 
@@ -237,17 +335,26 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(sweep.table().to_text())
         return 0
-    failed = sweep.run(options.processes)
+    try:
+        failed = sweep.run(options.processes)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command continues the sweep.") from None
     print(sweep.table().to_text())
     return 1 if failed else 0
 
 
 def _compare(options: argparse.Namespace) -> None:
     from clframe import api
+    from clframe.report import Estimate
+    from clframe.tracking.files import to_json
 
     chosen = {"metrics": options.metrics.split(",")} if options.metrics else {}
     table = api.compare(options.directories, **chosen)
-    print(table.render(options.format))
+    if options.json:
+        rows = [[vars(c) if isinstance(c, Estimate) else c for c in row] for row in table.rows]
+        print(to_json({"columns": [c.title for c in table.heads], "rows": rows}))
+        return
+    print(table.render(options.format), end="")
 
 
 def _metrics(options: argparse.Namespace) -> None:
@@ -293,8 +400,6 @@ def _list(options: argparse.Namespace) -> None:
 def _describe(options: argparse.Namespace) -> None:
     from clframe.report.describe import describe
 
-    if len(options.what) > 2:
-        raise ConfigurationError(f"Expected a kind and a name, as in `describe strategy replay`, received {options.what}.")
     print(describe(*options.what))
 
 
@@ -313,6 +418,10 @@ def _data(options: argparse.Namespace) -> None:
     from clframe.report import Table
 
     root = DataRoot.resolve(options.data_root)
+    if options.json:
+        found = [{"name": r.name, "found": r.found and str(r.found), "how": r.how} for r in describe_data(root)]
+        print(json.dumps(found))
+        return
     rows = [[r.name, str(r.found or "–"), "" if r.found else r.how] for r in describe_data(root)]
     print(Table(["data set", "found at", "how to get it"], rows).to_text())
 

@@ -78,7 +78,7 @@ class Composite(Strategy):
     @property
     def merged_tags(self) -> Tags:
         """What the parts need, together."""
-        return reduce(_merge, (p.tags for p in self.parts))
+        return reduce(_merge, (tags_of(p) for p in self.parts))
 
     def setup(self) -> None:
         """Set up every part."""
@@ -119,11 +119,12 @@ class Composite(Strategy):
         owner = self._owner("loss_terms")
         if owner is None:
             return super().loss_terms(batch)
-        return {**owner.loss_terms(batch), **self._extras(batch, self.network(batch.x, batch.task_ids), without=owner)}
+        terms = owner.loss_terms(batch)
+        return {**terms, **self._extras(batch, self.network(batch.x, batch.task_ids), owner, terms)}
 
     def extra_losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """Return the extra losses of all parts."""
-        return self._extras(batch, output, without=None)
+        return self._extras(batch, output, None, ("classification",))
 
     def after_backward(self, batch: Batch) -> None:
         """Let every part change the gradients, in order."""
@@ -162,24 +163,29 @@ class Composite(Strategy):
         for part in self.parts:
             call(part)
 
-    def _extras(self, batch: Batch, output: Output, without: Strategy | None) -> dict[str, Tensor]:
+    def _extras(
+        self, batch: Batch, output: Output, without: Strategy | None, taken: Iterable[str]
+    ) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for part in self.parts:
             if part is without:
                 continue
             for name, value in part.extra_losses(batch, output).items():
-                terms[_free(name, terms)] = value
+                terms[_free(name, {*taken, *terms})] = value
         return terms
 
     def _with_extras(self, phase: Phase, owner: Strategy) -> Phase:
         """Add the other parts' extra losses to a phase of the owner."""
+        own = phase.loss
+        if own is None:  # the composition's own loss terms: everybody's, from one forward pass
+            return phase
 
         def loss(batch: Batch) -> dict[str, Tensor]:
-            terms = (phase.loss or owner.loss_terms)(batch)
-            return {**terms, **self._extras(batch, self.network(batch.x, batch.task_ids), without=owner)}
+            terms = own(batch)
+            return {**terms, **self._extras(batch, self.network(batch.x, batch.task_ids), owner, terms)}
 
         adds = any(type(p).extra_losses is not Strategy.extra_losses for p in self.parts if p is not owner)
-        return dataclasses.replace(phase, loss=loss if adds else phase.loss or owner.loss_terms)
+        return dataclasses.replace(phase, loss=loss) if adds else phase
 
 
 def _free(name: str, taken: Iterable[str]) -> str:

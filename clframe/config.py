@@ -7,22 +7,18 @@ resolved form is written to `config.yaml`; feeding that back repeats the run.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, Literal
 
 from clframe import registry
 from clframe.errors import ConfigurationError, did_you_mean
 from clframe.registry import Kind
 from clframe.spec import Configurable, FieldInfo, build, field, fields_of, to_dict, validate
 
-__all__ = ["SECTIONS", "RunConfig", "RunOptions", "merged", "option_names", "read_config", "resolve", "run_name", "spec_hash"]
+__all__ = ["SECTIONS", "RunConfig", "RunOptions", "merged", "option_names", "resolve"]
 
 SECTIONS = ("scenario", "strategy", "backbone", "head", "optimizer", "first_optimizer")
 SCHEMA = 1
@@ -80,32 +76,6 @@ def option_names() -> list[str]:
     return [*SECTIONS, "epochs", *(f.name for f in fields_of(RunOptions))]
 
 
-def read_config(path: Path, what: str = "options") -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Args:
-        path: The file.
-        what: What it should hold, for errors.
-
-    Raises:
-        ConfigurationError: It is missing, broken, or no mapping.
-    """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigurationError(f"Expected a YAML file at {path}, found none: correct its path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"Expected a YAML file at {path}, but it can't be read ({error}).") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is no valid YAML ({' '.join(str(error).split())}): correct it there.") from None
-    found = {} if found is None else found
-    if not isinstance(found, dict):
-        raise ConfigurationError(
-            f"Expected {path} to hold a mapping of {what} (name: value), received a {type(found).__name__}: write it so."
-        )
-    return {str(k): v for k, v in found.items()}
-
-
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Lay changes over a configuration; a section whose name changes starts afresh.
 
@@ -126,27 +96,6 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
             value = old
         found[name] = value
     return found
-
-
-def spec_hash(record: Mapping[str, Any]) -> str:
-    """Return eight hexadecimal digits that stand for a resolved configuration.
-
-    >>> spec_hash({"seed": 0}) == spec_hash({"seed": 1})
-    False
-    """
-    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def run_name(record: Mapping[str, Any]) -> str:
-    """Return the readable folder name of a run: `<scenario>-<strategy>-<seed>-<hash>`."""
-    names = [_short_name(str(record[part]["name"])) for part in ("scenario", "strategy")]
-    return f"{names[0]}-{names[1]}-{record['seed']}-{spec_hash(record)}"
-
-
-def _short_name(name: str) -> str:
-    """A name for folders: of a user's class only the class."""
-    parts = (n.rpartition(":")[2] for n in _split_composition(name))
-    return "".join(c if c.isalnum() or c in "_+" else "_" for c in "+".join(parts))
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
@@ -254,16 +203,14 @@ class _Resolver:
 
     def _strategy_from_object(self, value: Any) -> tuple[list[str], list[Any]]:
         """Take an object apart and copy the parts, so that the user's own object stays without state."""
-        from clframe.composite import Composite, leaves
+        from clframe.composite import Composite
         from clframe.strategy import Strategy
 
         if not isinstance(value, Strategy) or (isinstance(value, Composite) and not value.parts):
             raise ConfigurationError(f"strategy: expected a strategy, received {value!r}: give a name or a Strategy object.")
-        if isinstance(value, Composite):
-            value.share_fields()
         changes = {} if self.epochs is None else {"epochs": self.epochs}
         parts = []
-        for part in leaves(value):
+        for part in _flat(value):
             own = {f.name: getattr(part, f.name) for f in fields_of(type(part))}
             parts.append(build(type(part), {**own, **changes}, "strategy"))
         return [_python_name("strategy", type(p)) for p in parts], parts
@@ -272,7 +219,7 @@ class _Resolver:
         name, options = _name_and_options(value, "strategy", "finetune")
         if self.epochs is not None:
             options["epochs"] = self.epochs
-        wanted = _split_composition(name)
+        wanted = registry.split_names(name)
         if len(wanted) == 1:
             full, cls = _class("strategy", wanted[0], options)
             return [full], [build(cls, options, "strategy")]
@@ -309,7 +256,7 @@ class _Resolver:
         else:
             name, options = _name_and_options(value, "backbone", "mlp")
             options.pop("version", None)
-            name = _absolute(name)
+            name = registry.absolute(name)
             part = backbone_config(name, options)
             maker = getattr(type(part), "factory", type(part))
         self.makers.append(maker)
@@ -351,6 +298,14 @@ class _Resolver:
         return found
 
 
+def _flat(strategy: Any) -> list[Any]:
+    """The parts of a composition, those of compositions inside it too."""
+    from clframe.composite import leaves
+
+    parts = leaves(strategy)
+    return parts if parts == [strategy] else [leaf for part in parts for leaf in _flat(part)]
+
+
 def _mapping(value: Any, section: str) -> dict[str, Any]:
     """Options of a section that has a single class; a bare name means the option `name`."""
     if isinstance(value, str):
@@ -358,20 +313,20 @@ def _mapping(value: Any, section: str) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {str(k).replace("-", "_"): v for k, v in value.items()}
     raise ConfigurationError(
-        f"{section}: expected a name or a mapping of options, received a {type(value).__name__}: see `clframe describe {section}`."
+        f"{section}: expected a name or a mapping of options, received {type(value).__name__}: see `clframe describe {section}`."
     )
 
 
 def _name_and_options(value: Any, section: str, default: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(value, (str, Mapping)):
         raise ConfigurationError(
-            f"{section}: expected a name, a mapping with a name and options, or an object, received a {type(value).__name__}."
+            f"{section}: expected a name, a mapping with a name and options, or an object, received {type(value).__name__}."
         )
     options = {} if isinstance(value, str) else {_key(str(k)): v for k, v in value.items()}
     name = value if isinstance(value, str) else options.pop("name", default)
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"{section}.name: expected a name, received {name!r}: see `clframe list {section}`.")
-    if any(n.startswith("python:") for n in _split_composition(name)):
+    if any(n.startswith("python:") for n in registry.split_names(name)):
         raise ConfigurationError(
             f"The {section} {name.replace('python:', '')!r} of this run was an object in Python: give it again, as in "
             f"clframe.resume(directory, {section}=...)."
@@ -384,27 +339,11 @@ def _key(key: str) -> str:
     return key if ":" in key else key.replace("-", "_")
 
 
-def _split_composition(name: str) -> list[str]:
-    """Split `replay+ewc`; a plus sign in the folders of a user's file separates nothing.
-
-    >>> _split_composition("replay+/home/c++/mine.py:Mine")
-    ['replay', '/home/c++/mine.py:Mine']
-    """
-    parts: list[str] = []
-    open_path = ""
-    for token in name.split("+"):
-        open_path = f"{open_path}+{token}" if open_path else token
-        if "/" not in open_path or ".py:" in open_path:
-            parts.append(open_path)
-            open_path = ""
-    return [*parts, open_path] if open_path else parts
-
-
 def _class(kind: Kind, name: str, options: dict[str, Any]) -> tuple[str, type[Configurable]]:
     """Load a class by name, which may end in `@version`, and return its full name; takes `version` from the options."""
     match = re.fullmatch(r"(.+)@(\d+)", name)
     plain, asked = (match[1], int(match[2])) if match else (name, None)
-    full = _absolute(plain)
+    full = registry.absolute(plain)
     cls = registry.load(kind, full)
     if not issubclass(cls, Configurable) or not issubclass(cls, _base(kind)):
         raise ConfigurationError(f"The {kind} {plain!r} must derive from clframe.{kind.title()}, but {cls.__name__} doesn't.")
@@ -420,14 +359,6 @@ def _base(kind: Kind) -> type:
     return Strategy if kind == "strategy" else Scenario
 
 
-def _absolute(name: str) -> str:
-    """`file.py:Name` with its path made absolute, so that a run resumes from any folder; other names as they are."""
-    file, colon, attribute = name.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        return name
-    return f"{Path(file).expanduser().resolve()}:{attribute}"
-
-
 def _values(part: Configurable) -> dict[str, Any]:
     """Plain values for the record; paths of the user's files are made absolute."""
     found = to_dict(part)
@@ -439,7 +370,7 @@ def _absolute_file(name: str, value: Any) -> Any:
         return value
     if name == "weights" and Path(value).expanduser().is_file():
         return str(Path(value).expanduser().resolve())
-    return _absolute(value)
+    return registry.absolute(value)
 
 
 def _transform_record(item: Any) -> Any:
@@ -449,8 +380,8 @@ def _transform_record(item: Any) -> Any:
     if isinstance(item, Augmentation):
         return Pipeline((item,)).to_spec()[0]
     if isinstance(item, Mapping):
-        return {str(k): _absolute(v) if k == "name" and isinstance(v, str) else v for k, v in item.items()}
-    return _absolute(item) if isinstance(item, str) else item
+        return {str(k): registry.absolute(v) if k == "name" and isinstance(v, str) else v for k, v in item.items()}
+    return registry.absolute(item) if isinstance(item, str) else item
 
 
 def _refuse_unwritable(record: Mapping[str, Any], where: str = "") -> None:
@@ -464,10 +395,10 @@ def _refuse_unwritable(record: Mapping[str, Any], where: str = "") -> None:
         if isinstance(value, Mapping):
             _refuse_unwritable(value, name)
         elif isinstance(value, (list, tuple)):
-            _refuse_unwritable(dict(enumerate(value)), name)
+            _refuse_unwritable({str(i): v for i, v in enumerate(value)}, name)
         elif not (value is None or type(value) in (bool, int, float, str)):
             raise ConfigurationError(
-                f"{name}: expected numbers, text, or lists and mappings of them, which config.yaml can hold, received a "
+                f"{name}: expected numbers, text, or lists and mappings of them, which config.yaml can hold, received "
                 f"{type(value).__name__}."
             )
 
@@ -482,7 +413,7 @@ def _share_options(classes: dict[str, type[Configurable]], options: dict[str, An
     problems = []
     for key, value in options.items():
         holders = [n for n in classes if key in fields[n]]
-        part = called.get(key) or called.get(_absolute(key))
+        part = called.get(key) or called.get(registry.absolute(key))
         if part is not None and isinstance(value, Mapping):
             shares[part].update({str(k).replace("-", "_"): v for k, v in value.items()})
         elif key in SHARED_FIELDS or len(holders) == 1:

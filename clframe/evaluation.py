@@ -35,7 +35,7 @@ def evaluate(
 ) -> dict[str, Columns]:
     """Score a strategy on some tasks.
 
-    The network is in eval mode meanwhile and afterwards in the mode it had; nothing is drawn and no state changes.
+    The network is in eval mode meanwhile and afterwards in the modes it had; nothing is drawn and no state changes.
 
     Args:
         strategy: What predicts.
@@ -55,12 +55,13 @@ def evaluate(
         return {}
     samples = torch.cat(ids)
     owners = torch.cat([torch.full((len(part),), t.index) for t, part in zip(scored, ids, strict=True)])
-    training = strategy.network.training
+    modes = [(module, module.training) for module in strategy.network.modules()]
     strategy.network.eval()
     try:
         columns = _score_all(strategy, stream, maker, samples, owners, batch_size)
     finally:
-        strategy.network.train(training)
+        for module, mode in modes:
+            module.training = mode
     targets = maker.table.targets[samples]
     labels = targets.numpy() if stream.score == "accuracy" else np.zeros(len(samples))
     fixed = {"sample": samples.numpy(), "task": owners.numpy().astype(np.int32), "target": labels.astype(np.int32)}
@@ -95,8 +96,8 @@ def _score_all(
 def _in_batches(
     maker: BatchMaker, samples: Tensor, owners: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    parts = list(samples.split(batch_size))
-    yield from zip(parts, owners.split(batch_size), maker.table.batches(parts), strict=True)
+    parts = list(torch.split(samples, batch_size))
+    yield from zip(parts, torch.split(owners, batch_size), maker.table.batches(parts), strict=True)
 
 
 def classification_columns(scores: Tensor, local: Tensor, upto: Tensor) -> tuple[Tensor, ...]:

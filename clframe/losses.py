@@ -19,11 +19,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, allowed: Tensor | None = None
             every labelled sample must be allowed.
 
     Returns:
-        A scalar; zero when no sample is labelled.
+        A scalar; zero, with zero gradient, when no sample is labelled.
     """
     if allowed is not None:
         logits = logits.masked_fill(~allowed, -torch.inf)
-    return functional.cross_entropy(logits, targets, ignore_index=-1)
+    total = functional.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+    return total / (targets >= 0).sum().clamp(min=1)  # PyTorch's own mean over nothing is NaN
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float = 2.0, *, scale: bool = False) -> Tensor:

@@ -36,13 +36,11 @@ def herding_order(features: Tensor, count: int) -> Tensor:
     mean = normalised.mean(dim=0)
     chosen: list[int] = []
     total = torch.zeros_like(mean)
-    free = torch.ones(len(normalised), dtype=torch.bool)
+    cost = normalised.square().sum(dim=1)  # ‖kμ − S − v‖² is this less 2⟨kμ − S, v⟩, up to a constant
     for k in range(1, min(count, len(normalised)) + 1):
-        distance = (mean - (total + normalised) / k).square().sum(dim=1)
-        distance[~free] = torch.inf
-        best = int(distance.argmin())
+        best = int((cost - 2 * (normalised @ (k * mean - total))).argmin())
         chosen.append(best)
-        free[best] = False
+        cost[best] = torch.inf
         total = total + normalised[best]
     return torch.tensor(chosen, dtype=torch.int64)
 
@@ -67,6 +65,7 @@ class ExemplarMemory:
     def __init__(
         self, size: int, *, budget: Budget = "total", policy: Policy = "herding", sample_bytes: int = 0
     ) -> None:
+        """Start empty."""
         if budget == "per_class" and policy in ("reservoir", "class_balanced"):
             raise ConfigurationError(
                 f"Expected a total budget for the memory policy {policy!r}, received 'per_class': choose ring, herding or random."
@@ -115,11 +114,13 @@ class ExemplarMemory:
         *,
         generator: torch.Generator,
         features: Callable[[Tensor], Tensor] | None = None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Take exemplars of the classes of an experience, after shrinking those kept before to the new quota.
 
-        A class that comes again keeps its exemplars and competes with its new samples. A class with fewer samples
-        than its quota gives what it has, with a warning.
+        A class that comes again shares its quota between the exemplars it has and its new samples, in proportion to
+        how many samples either were chosen from; so a small memory still holds all of a class's history. A class with
+        fewer samples than its quota gives what it has, with a warning. A sample is never stored twice.
 
         Args:
             ids: (N,) ids of the experience's samples.
@@ -127,39 +128,41 @@ class ExemplarMemory:
             num_seen_classes: Classes seen so far, these included.
             generator: Draws for `random`.
             features: Maps ids to features (N, D) under the test transform; needed for `herding`.
+            extras: Tensors (N, …) stored with the samples, such as logits.
         """
-        quota = self.quota(num_seen_classes)
-        candidates, labels = torch.cat([self.ids, ids]), torch.cat([self.targets, targets])
-        arriving = set(targets.unique().tolist())
-        to_rank = torch.isin(labels, torch.tensor(sorted(arriving), dtype=torch.int64))
-        ranked_features = features(candidates[to_rank]) if features is not None and self.policy == "herding" else None
-        kept: list[Tensor] = []
-        short: list[int] = []
-        for label in labels.unique().tolist():
-            positions = (labels == label).nonzero().flatten()
-            if label in arriving:
-                own = (labels[to_rank] == label).nonzero().flatten()
-                order = self._rank(
-                    None if ranked_features is None else ranked_features[own], len(own), quota, generator
-                )
-                positions = positions[order]
-                if len(positions) < quota:
-                    short.append(label)
+        self._check_extras(extras or {})
+        quota, num_old = self.quota(num_seen_classes), len(self)
+        new = ~torch.isin(ids, self.ids)
+        ids, targets = ids[new], targets[new]
+        values = features(ids) if features is not None and self.policy == "herding" and len(ids) else None
+        self._append(ids, targets, {name: value.detach().cpu()[new] for name, value in (extras or {}).items()})
+        kept, short = [no_rows()], 0
+        for label, positions in _by_label(self.targets):
+            own = positions[positions < num_old]
+            fresh = positions[positions >= num_old]
+            if len(fresh):
+                ranks = self._rank(None if values is None else values[fresh - num_old], len(fresh), quota, generator)
+                before = self.class_counts.get(label, 0)
+                short += len(positions) < quota
+                positions = _interleaved(own, fresh[ranks], before, len(fresh))
+                self.class_counts[label] = before + len(fresh)
             kept.append(positions[:quota])
         if short:
             warnings.warn(
-                f"{len(short)} classes have fewer samples than their quota of {quota} exemplars and keep all they have.",
+                f"{short} classes have fewer samples than their quota of {quota} exemplars and keep all they have.",
                 stacklevel=2,
             )
-        order = torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64)
-        self._take(candidates[order], labels[order])
+        self._keep(torch.cat(kept))
         self.num_observed += len(ids)
 
     def _rank(self, features: Tensor | None, count: int, quota: int, generator: torch.Generator) -> Tensor:
         if self.policy == "random":
             return torch.randperm(count, generator=generator)
         if self.policy != "herding" or features is None:
-            raise ContractError(f"The memory policy {self.policy!r} can't rank samples here: herding needs features.")
+            raise ContractError(
+                f"add_classes ranks samples by random draws or by herding with features; the memory policy is {self.policy!r}"
+                f"{'' if self.policy == 'herding' else ', which is filled by observe'}: give what it needs."
+            )
         return herding_order(features, quota)
 
     def observe(
@@ -175,6 +178,7 @@ class ExemplarMemory:
         """
         ids, targets = ids.cpu(), targets.cpu()
         given = {name: value.detach().cpu() for name, value in (extras or {}).items()}
+        self._check_extras(given)
         if self.policy == "ring":
             self._ring(ids, targets, given)
         elif self.policy in ("reservoir", "class_balanced"):
@@ -204,7 +208,10 @@ class ExemplarMemory:
             self._balanced(room, draws, ids, targets, extras)
 
     def _balanced(self, first: int, draws: Tensor, ids: Tensor, targets: Tensor, extras: dict[str, Tensor]) -> None:
-        """Class-balancing reservoir sampling (Chrysakis & Moens 2020, Alg. 1), one sample after the other."""
+        """Class-balancing reservoir sampling (Chrysakis & Moens 2020, Alg. 1), one sample after the other.
+
+        Which classes were among the largest counts from when the memory is filled; ties go to the lowest label.
+        """
         for k in range(first, len(ids)):
             label = int(targets[k])
             counts = torch.bincount(self.targets, minlength=label + 1)
@@ -220,13 +227,16 @@ class ExemplarMemory:
 
     def _ring(self, ids: Tensor, targets: Tensor, extras: dict[str, Tensor]) -> None:
         """Keep the newest samples of every class; a sample that is there already is renewed, not doubled."""
+        latest = torch.tensor(sorted({sample: k for k, sample in enumerate(ids.tolist())}.values()), dtype=torch.int64)
+        ids, targets, extras = ids[latest], targets[latest], {name: value[latest] for name, value in extras.items()}
         known = torch.isin(self.ids, ids)
         if bool(known.any()):
             self._keep((~known).nonzero().flatten())
         self._append(ids, targets, extras)
-        quota = self.quota(len(self.targets.unique()))
-        kept = [(self.targets == c).nonzero().flatten()[-quota:] if quota else no_rows() for c in self.targets.unique()]
-        self._keep(torch.cat(kept).sort().values if kept else no_rows())
+        classes = _by_label(self.targets)
+        quota = self.quota(len(classes))
+        kept = [positions[-quota:] if quota else no_rows() for _, positions in classes]
+        self._keep(torch.cat([no_rows(), *kept]).sort().values)
 
     def sample(self, count: int, *, generator: torch.Generator) -> Tensor:
         """Draw positions of stored samples: without replacement while there are enough, else all of them.
@@ -236,9 +246,9 @@ class ExemplarMemory:
         """
         if count >= len(self):
             return torch.arange(len(self))
-        if count * 4 < len(self):  # a full permutation for a small draw would cost more than the draw
+        if count * count < len(self):  # a few out of many seldom collide, and cost less than a full permutation
             drawn = torch.randint(len(self), (count,), generator=generator)
-            if len(drawn.unique()) == count:
+            if len(torch.unique(drawn)) == count:
                 return drawn
         return torch.randperm(len(self), generator=generator)[:count]
 
@@ -255,9 +265,9 @@ class ExemplarMemory:
             "budget": self.budget,
             "policy": self.policy,
             "sample_bytes": self.sample_bytes,
-            "ids": self.ids,
-            "targets": self.targets,
-            "extras": dict(self.extras),
+            "ids": self.ids.clone(),  # samples are replaced in place
+            "targets": self.targets.clone(),
+            "extras": {name: value.clone() for name, value in self.extras.items()},
             "num_observed": self.num_observed,
             "class_counts": dict(self.class_counts),
             "full_classes": sorted(self.full_classes),
@@ -274,18 +284,21 @@ class ExemplarMemory:
         memory.full_classes.update(state["full_classes"])
         return memory
 
-    def _take(self, ids: Tensor, targets: Tensor) -> None:
-        self.ids, self.targets = ids.clone(), targets.clone()
+    def _check_extras(self, extras: Mapping[str, Tensor]) -> None:
+        if len(self) and set(extras) != set(self.extras):
+            raise ContractError(
+                f"Every sample of a memory needs the same extras: expected {sorted(self.extras)}, received {sorted(extras)}."
+            )
 
     def _keep(self, positions: Tensor) -> None:
         self.ids, self.targets = self.ids[positions], self.targets[positions]
         self.extras = {name: value[positions] for name, value in self.extras.items()}
 
     def _append(self, ids: Tensor, targets: Tensor, extras: Mapping[str, Tensor]) -> None:
-        self.ids, self.targets = torch.cat([self.ids, ids]), torch.cat([self.targets, targets])
         for name, value in extras.items():
-            old = self.extras.get(name)
-            self.extras[name] = value.clone() if old is None else torch.cat([_widen(old, value), _widen(value, old)])
+            old = self.extras.get(name, value[:0])
+            self.extras[name] = torch.cat([_widen(old, value), _widen(value, old)])
+        self.ids, self.targets = torch.cat([self.ids, ids]), torch.cat([self.targets, targets])
 
     def _write(self, slot: int, k: int, ids: Tensor, targets: Tensor, extras: Mapping[str, Tensor]) -> None:
         self.ids[slot], self.targets[slot] = ids[k], targets[k]
@@ -297,6 +310,19 @@ class ExemplarMemory:
 def no_rows() -> Tensor:
     """Return an empty set of positions."""
     return torch.empty(0, dtype=torch.int64)
+
+
+def _by_label(targets: Tensor) -> list[tuple[int, Tensor]]:
+    """Return every label with its positions in their order; one sort for all labels."""
+    labels, counts = torch.unique(targets, return_counts=True)
+    order = torch.argsort(targets, stable=True)
+    return list(zip(labels.tolist(), torch.split(order, counts.tolist()), strict=True))
+
+
+def _interleaved(old: Tensor, new: Tensor, num_old: int, num_new: int) -> Tensor:
+    """Merge two rankings so that every prefix holds of both in the proportion of the samples behind them."""
+    keys = [(torch.arange(len(part)) + 0.5) / max(1, count) for part, count in ((old, num_old), (new, num_new))]
+    return torch.cat([old, new])[torch.argsort(torch.cat(keys), stable=True)]
 
 
 def _widen(tensor: Tensor, other: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from clframe.errors import ConfigurationError, did_you_mean
 
-__all__ = ["Kind", "available", "load", "load_object", "name_of", "register", "source_file"]
+__all__ = ["Kind", "absolute", "available", "load", "load_all", "load_object", "name_of", "register", "source_file", "split_names"]
 
 Kind = Literal["strategy", "scenario", "backbone"]
 _GROUPS: dict[Kind, str] = {
@@ -63,6 +63,8 @@ def load(kind: Kind, name: str) -> type:
         if not isinstance(found, type):
             raise ConfigurationError(f"Expected a {kind} class at {name!r}, received {type(found).__name__}.")
         return found
+    if name.endswith(".py"):
+        raise ConfigurationError(f"Expected the class in {name} to be named too: give {name}:ClassName.")
     choices = available(kind)
     hint = did_you_mean(name, choices) or f" Known: {', '.join(choices)}."
     raise ConfigurationError(f"There is no {kind} named {name!r}.{hint}")
@@ -82,7 +84,7 @@ def load_object(path: str) -> Any:
     return getattr(module, attribute)
 
 
-def name_of(kind: Kind, cls: type) -> str:
+def name_of(kind: Kind, cls: Any) -> str:
     """Return the name under which `load` finds the class again."""
     for (known_kind, name), known in _registered.items():
         if known_kind == kind and known is cls:
@@ -94,9 +96,33 @@ def name_of(kind: Kind, cls: type) -> str:
     return f"{file}:{cls.__qualname__}" if file else f"{cls.__module__}:{cls.__qualname__}"
 
 
-def source_file(cls: type) -> Path | None:
-    """Return the user's file that a class was loaded from, or None for an installed module."""
-    return _from_files.get(cls.__module__)
+def source_file(made: Any) -> Path | None:
+    """Return the user's file that a class or function was loaded from, or None for an installed module."""
+    return _from_files.get(getattr(made, "__module__", ""))
+
+
+def absolute(name: str) -> str:
+    """Return `file.py:Name` with its path made absolute, so that a run resumes from any folder; other names as they are."""
+    file, colon, attribute = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return name
+    return f"{Path(file).expanduser().resolve()}:{attribute}"
+
+
+def split_names(name: str) -> list[str]:
+    """Split `replay+ewc`; a plus sign in the folders of a user's file separates nothing.
+
+    >>> split_names("replay+/home/c++/mine.py:Mine")
+    ['replay', '/home/c++/mine.py:Mine']
+    """
+    parts: list[str] = []
+    open_path = ""
+    for token in name.split("+"):
+        open_path = f"{open_path}+{token}" if open_path else token
+        if "/" not in open_path or ".py:" in open_path:
+            parts.append(open_path)
+            open_path = ""
+    return [*parts, open_path] if open_path else parts
 
 
 @functools.cache
@@ -132,8 +158,11 @@ def load_all(kind: Kind) -> dict[str, type]:
 def _import_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigurationError(f"The module {name!r} could not be imported ({error}).") from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"The module {name!r} could not be imported ({type(error).__name__}: {error}): install its package, or give a "
+            "file as in path/to/file.py:Name."
+        ) from error
 
 
 def _import_file(path: Path) -> Any:
@@ -154,7 +183,10 @@ def _import_file(path: Path) -> Any:
     _from_files[name] = resolved
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard may parse arguments and exit
         del sys.modules[name]
-        raise ConfigurationError(f"Importing {path} failed ({type(error).__name__}: {error}).") from error
+        del _from_files[name]
+        raise ConfigurationError(
+            f"Importing {path} failed ({type(error).__name__}: {error}): correct it, so that `python {path}` runs."
+        ) from error
     return module

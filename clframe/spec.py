@@ -29,7 +29,7 @@ def field(
     *,
     default: Any = dataclasses.MISSING,
     default_factory: Any = dataclasses.MISSING,
-    help: str = "",  # noqa: A002 - the word users know from argparse
+    help: str = "",
     unit: str = "",
     ge: float | None = None,
     gt: float | None = None,
@@ -78,11 +78,11 @@ class Configurable:
                 f"{cls.__name__} must not define {own[0]}, because constructing it only stores its hyperparameters: declare "
                 "them as annotated attributes (size: int = field(default=3)) and build state when the run starts."
             )
-        learned = {k: v for k, v in cls.__dict__.get("__annotations__", {}).items() if k.endswith("_")}
+        learned = {k: v for k, v in inspect.get_annotations(cls).items() if k.endswith("_")}
         for name in learned:  # state, not a hyperparameter: leave it out of the dataclass
             del cls.__annotations__[name]
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
-        cls.__annotations__ = {**cls.__dict__.get("__annotations__", {}), **learned}
+        cls.__annotations__ = {**inspect.get_annotations(cls), **learned}
 
     def __init__(self) -> None:
         """Store nothing; replaced by the dataclass constructor in every subclass."""
@@ -129,6 +129,15 @@ class FieldInfo:
         """The type in words: `int`, `float | None`, `'a' | 'b'`."""
         return _type_name(self.type)
 
+    @property
+    def accepts(self) -> str:
+        """Type, bounds and unit in words: `int ≥ 1 samples or None`."""
+        members = _members(self.type)
+        optional = type(None) in members and len(members) > 1
+        name = " | ".join(_type_name(m) for m in members if m is not type(None)) if optional else self.type_name
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{name}{_bounds(self.bounds)}{unit}{' or None' if optional else ''}"
+
 
 _known_fields: dict[type, tuple[FieldInfo, ...]] = {}
 
@@ -139,13 +148,14 @@ def fields_of(cls: type[Configurable]) -> tuple[FieldInfo, ...]:
         return ()
     if cls not in _known_fields:
         hints = _hints(cls)
-        _known_fields[cls] = tuple(_field_info(f, hints[f.name]) for f in dataclasses.fields(cls))
+        declared = dataclasses.fields(typing.cast(Any, cls))  # every subclass has been made a dataclass
+        _known_fields[cls] = tuple(_field_info(f, hints[f.name]) for f in declared)
     return _known_fields[cls]
 
 
 def _field_info(declared: dataclasses.Field[Any], kind: Any) -> FieldInfo:
-    made = declared.default_factory is not dataclasses.MISSING
-    default = declared.default_factory() if made else declared.default
+    factory = declared.default_factory
+    default = declared.default if factory is dataclasses.MISSING else factory()
     meta = declared.metadata
     return FieldInfo(declared.name, kind, default, meta.get("help", ""), meta.get("unit", ""), meta.get("bounds", {}))
 
@@ -238,7 +248,7 @@ def _convert(info: FieldInfo, value: Any) -> Any:
     """
     if info.has_default and value is info.default and not isinstance(value, (list, dict, set)):
         return value
-    expected = f"expected {_in_words(info)}"
+    expected = f"expected {info.accepts}"
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of NumPy or PyTorch
         value = value.item()
     read = _read(info.type, value) if isinstance(value, str) else value
@@ -318,17 +328,10 @@ def _within(bounds: Mapping[str, float], value: float) -> bool:
     return not math.isnan(value) and all(tests[kind](value, bound) for kind, bound in bounds.items())
 
 
-def _in_words(info: FieldInfo) -> str:
-    """Type, bounds and unit: `int ≥ 1 samples or None`."""
-    members = _members(info.type)
-    optional = type(None) in members and len(members) > 1
-    name = " | ".join(_type_name(m) for m in members if m is not type(None)) if optional else info.type_name
-    return f"{name}{_bounds(info.bounds)}{' ' + info.unit if info.unit else ''}{' or None' if optional else ''}"
-
-
 def _bounds(bounds: Mapping[str, float]) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    return "".join(f" {signs[kind]} {bound:g}" for kind, bound in bounds.items())
+    words = " and ".join(f"{signs[kind]} {bound:g}" for kind, bound in bounds.items())
+    return f" {words}" if words else ""
 
 
 def _choices(kind: Any) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +20,17 @@ from torch import Tensor
 from clframe.data.reader import ImageReader
 from clframe.errors import ContractError
 
-__all__ = ["EvaluationTask", "Experience", "InputTransform", "SampleTable", "Score", "Setting", "Stream", "no_samples"]
+__all__ = [
+    "AugmentationSpec",
+    "EvaluationTask",
+    "Experience",
+    "InputTransform",
+    "SampleTable",
+    "Score",
+    "Setting",
+    "Stream",
+    "no_samples",
+]
 
 Setting = Literal["class", "task", "domain"]
 """Class-incremental: no task id at test time. Task-incremental: task id given. Domain-incremental: labels shared."""
@@ -30,6 +40,9 @@ Score = Literal["accuracy", "squared_error"]
 
 InputTransform = Callable[[Tensor], Tensor]
 """A fixed change of a batch of images (B, H, W, C) uint8 that makes a domain, such as a pixel permutation."""
+
+AugmentationSpec = str | Sequence[str | Mapping[str, Any]]
+"""A preset's name, or a list of transforms: names, or mappings with a `name` and the transform's fields."""
 
 
 def no_samples() -> Tensor:
@@ -77,7 +90,7 @@ class SampleTable:
         if self.domains is None:
             return images
         domains = self.domains[ids]
-        present = domains.unique().tolist()
+        present: list[int] = torch.unique(domains).tolist()
         if len(present) == 1:
             return self.transforms[present[0]](images)
         out = images.clone()
@@ -176,7 +189,7 @@ class Stream:
     boundaries: bool = True
     online: bool = False
     score: Score = "accuracy"
-    augmentation: str = "standard"
+    augmentation: AugmentationSpec = "standard"
     data_fingerprint: str = ""
 
     @property
@@ -228,22 +241,53 @@ class Stream:
         Raises:
             ContractError: A rule of streams is broken; names the experience.
         """
+        whole = f"The scenario {self.name!r}"
+        if not self.experiences or [t.index for t in self.tasks] != list(range(len(self.tasks))):
+            raise ContractError(f"{whole} must number its tasks from 0 and have an experience.")
         seen = 0
-        for e in self.experiences:
-            where = f"Experience {e.index + 1} of the scenario {self.name!r}"
-            new = tuple(sorted(e.new_classes))
-            if self.setting != "domain" and new != tuple(range(seen, seen + len(new))):
-                raise ContractError(f"{where} must introduce the labels from {seen} on, received {new}.")
+        for i, e in enumerate(self.experiences):
+            where = f"Experience {i + 1} of the scenario {self.name!r}"
+            if (e.index, e.is_last) != (i, i == len(self.experiences) - 1):
+                raise ContractError(f"{where} must have index {i}, and only the last one is_last.")
+            self._check_labels(e, seen, where)
             seen = max(seen, e.num_seen_classes)
-            if e.classes and max(e.classes) >= e.num_seen_classes:
+            for name in ("train", "valid", "unlabelled", "pool", "forget"):
+                _check_ids(getattr(e, name), self.train, f"{where}: ids of {name}")
+        for t in self.tasks:
+            _check_ids(t.test, self.test, f"{whole}: test ids of task {t.index + 1}")
+            _check_ids(t.valid, self.train, f"{whole}: validation ids of task {t.index + 1}")
+            if any(not 0 <= c < self.num_classes for c in t.classes):
+                raise ContractError(f"{whole} has {self.num_classes} classes, but task {t.index + 1} has {t.classes}.")
+        self._check_validation(whole)
+
+    def _check_labels(self, e: Experience, seen: int, where: str) -> None:
+        """Check that the labels of an experience are announced, and the classes seen always the first ones."""
+        new = tuple(sorted(e.new_classes))
+        if self.setting != "domain" and new != tuple(range(seen, seen + len(new))):
+            raise ContractError(f"{where} must introduce the labels from {seen} on, received {new}.")
+        if e.classes and max(e.classes) >= e.num_seen_classes:
+            raise ContractError(f"{where} has label {max(e.classes)}, but only {e.num_seen_classes} classes are seen.")
+        if self.score == "accuracy" and len(e.train):
+            labels = set(torch.unique(self.train.targets[e.train]).tolist())
+            if not labels <= set(e.classes):
                 raise ContractError(
-                    f"{where} has label {max(e.classes)}, but only {e.num_seen_classes} classes are seen."
+                    f"{where} has training samples of the labels {sorted(labels - set(e.classes))}, which are not in its "
+                    f"classes {e.classes}."
                 )
-            for name, ids in (("train", e.train), ("valid", e.valid), ("unlabelled", e.unlabelled), ("pool", e.pool)):
-                if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(self.train)):
-                    raise ContractError(f"{where}: ids of {name} must lie in 0..{len(self.train) - 1}.")
-            overlap = torch.isin(e.train, e.valid)
-            if bool(overlap.any()):
-                raise ContractError(f"{where} trains on {int(overlap.sum())} of its own validation samples.")
-        if any(t.index != j for j, t in enumerate(self.tasks)) or not self.experiences:
-            raise ContractError(f"The scenario {self.name!r} must number its tasks from 0 and have an experience.")
+
+    def _check_validation(self, whole: str) -> None:
+        """Check that no experience trains on what is set aside."""
+        held_out = torch.zeros(len(self.train), dtype=torch.bool)
+        for valid in [*(e.valid for e in self.experiences), *(t.valid for t in self.tasks)]:
+            held_out[valid] = True
+        for e in self.experiences:
+            for ids in (e.train, e.unlabelled, e.pool):
+                if bool(held_out[ids].any()):
+                    raise ContractError(
+                        f"{whole} trains on {int(held_out[ids].sum())} validation samples in experience {e.index + 1}."
+                    )
+
+
+def _check_ids(ids: Tensor, table: SampleTable, what: str) -> None:
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(table)):
+        raise ContractError(f"{what} must lie in 0..{len(table) - 1}.")

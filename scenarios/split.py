@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clframe.data import DataRoot, ImageData, find_source
+from clframe.data import DataRoot, ImageData, ImageSet, find_source
 from clframe.errors import ConfigurationError
 from clframe.scenario import Scenario
 from clframe.spec import field
-from clframe.stream import EvaluationTask, Experience, SampleTable, Setting, Stream
+from clframe.stream import AugmentationSpec, EvaluationTask, Experience, SampleTable, Setting, Stream, no_samples
 
 __all__ = [
     "Split",
@@ -28,7 +29,10 @@ __all__ = [
 ]
 
 _VALID_SEED = 1993
-"""Which samples are set aside must not depend on the seed of a run."""
+"""Which samples are set aside must depend neither on the seed of a run nor on the class order."""
+
+_LARGEST_SEED = 2**32 - 1
+"""Of NumPy's legacy generator."""
 
 
 class Split(Scenario):
@@ -42,21 +46,44 @@ class Split(Scenario):
         1: first version.
     """
 
+    augmentation: ClassVar[AugmentationSpec] = "standard"
+    """What training images pass through when the run names nothing else; a subclass may state its own."""
+    usual_experiences: ClassVar[int | None] = None
+    """Number of experiences when neither `experiences` nor `increment` nor `sizes` is given."""
+
     source: str = field(help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set.")
-    experiences: int | None = field(default=None, ge=1, help="Number of experiences, which must divide the classes (less `base`).")
-    increment: int | None = field(default=None, ge=1, unit="classes", help="Classes of every experience; the last takes the remainder.")
-    sizes: list[int] | None = field(default=None, help="Classes of every experience, one by one.")
-    base: int | None = field(default=None, ge=1, unit="classes", help="Classes of the first experience (50 for the B50 protocols).")
+    experiences: int | None = field(
+        default=None,
+        ge=1,
+        help="Number of experiences, the base one included; it must divide the classes (less `base`).",
+    )
+    increment: int | None = field(
+        default=None, ge=1, unit="classes", help="Classes of every experience; the last takes the remainder."
+    )
+    sizes: list[int] | None = field(default=None, ge=1, unit="classes", help="Classes of every experience, one by one.")
+    base: int | None = field(
+        default=None, ge=1, unit="classes", help="Classes of the first experience (50 for the B50 protocols)."
+    )
     order: str | list[int] = field(
         default="natural",
         help="Class order: natural, seed:N (NumPy's legacy permutation; the literature's is seed:1993), or a list of labels.",
     )
     setting: Setting = field(default="class", help="class, task (ids given) or domain (labels shared).")
-    classes: int | list[int] | None = field(default=None, help="Use only these source labels; a number means the first so many.")
-    train_per_class: int | None = field(default=None, ge=1, unit="samples", help="Use only the first so many of every class.")
-    test_per_class: int | None = field(default=None, ge=1, unit="samples", help="Use only the first so many of every class.")
-    valid_per_class: int = field(default=0, ge=0, unit="samples", help="Training samples of every class set aside for validation.")
-    size: int | None = field(default=None, ge=1, unit="pixels", help="Resize the images of a folder or archive to this square.")
+    classes: int | list[int] | None = field(
+        default=None, ge=0, help="Use only these source labels; a number means the first so many."
+    )
+    train_per_class: int | None = field(
+        default=None, ge=1, unit="samples", help="Use only the first so many training samples of every class."
+    )
+    test_per_class: int | None = field(
+        default=None, ge=1, unit="samples", help="Use only the first so many test samples of every class."
+    )
+    valid_per_class: int = field(
+        default=0, ge=0, unit="samples", help="Training samples of every class set aside for validation."
+    )
+    size: int | None = field(
+        default=None, ge=1, unit="pixels", help="Resize the images of a folder or archive to this square."
+    )
     skip_corrupt: bool = field(default=False, help="Leave out image files that can't be read, instead of stopping.")
 
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
@@ -79,7 +106,7 @@ class Split(Scenario):
         relabel[torch.tensor(order)] = torch.arange(len(order))
         train_rows = _rows_by_label(relabel[data.train.targets], len(order), self.train_per_class)
         test_rows = _rows_by_label(relabel[data.test.targets], len(order), self.test_per_class)
-        valid_rows, train_rows = self._set_aside(train_rows)
+        valid_rows, train_rows = self._set_aside(train_rows, order, data.class_names)
         shown = [tuple(range(len(g))) for g in groups] if self.setting == "domain" else groups
         names = tuple(data.class_names[c] for c in order)
         experiences, tasks = [], []
@@ -108,6 +135,7 @@ class Split(Scenario):
             mean=data.mean,
             std=data.std,
             setting=self.setting,
+            augmentation=self.augmentation,
             data_fingerprint=data.fingerprint,
         )
         stream.check()
@@ -116,9 +144,10 @@ class Split(Scenario):
     @property
     def name(self) -> str:
         """What tables call the stream."""
-        return f"split_{self.source}"
+        last = self.source.rpartition(":")[2] if ":" in self.source else Path(self.source).name
+        return f"split_{last.split('.')[0] or last}"
 
-    def _table(self, split: Any, relabel: Tensor, groups: Sequence[tuple[int, ...]]) -> SampleTable:
+    def _table(self, split: ImageSet, relabel: Tensor, groups: Sequence[tuple[int, ...]]) -> SampleTable:
         labels = relabel[split.targets]
         owner = torch.empty(sum(map(len, groups)) + 1, dtype=torch.int64)  # the last row serves label -1
         first = owner.clone()
@@ -131,34 +160,53 @@ class Split(Scenario):
 
     def _class_order(self, available: int) -> list[int]:
         """Return the source labels in the order in which they are learnt."""
-        chosen = self.classes
-        labels = list(range(available)) if chosen is None else list(range(chosen)) if isinstance(chosen, int) else list(chosen)
-        if not labels or len(set(labels)) != len(labels) or not set(labels) <= set(range(available)):
-            raise ConfigurationError(
-                f"scenario.classes: expected different labels in 0..{available - 1}, at least one, received {self.classes}."
-            )
+        labels = self._chosen_labels(available)
         if isinstance(self.order, list):
             if sorted(self.order) != sorted(labels):
-                raise ConfigurationError(f"scenario.order: expected each of the {len(labels)} labels once, received {self.order}.")
+                raise ConfigurationError(
+                    f"scenario.order: expected each of the {len(labels)} labels once, received {self.order}."
+                )
             return list(self.order)
         if self.order == "natural":
             return labels
         kind, _, seed = self.order.partition(":")
-        if kind != "seed" or not seed.isdigit():
-            raise ConfigurationError(f"scenario.order: expected natural, seed:N or a list of labels, received {self.order!r}.")
+        if kind != "seed" or not (seed.isascii() and seed.isdigit()) or int(seed) > _LARGEST_SEED:
+            raise ConfigurationError(
+                f"scenario.order: expected natural, seed:N with N up to {_LARGEST_SEED}, or a list of labels, received "
+                f"{self.order!r}."
+            )
         return [labels[k] for k in np.random.RandomState(int(seed)).permutation(len(labels)).tolist()]
+
+    def _chosen_labels(self, available: int) -> list[int]:
+        chosen = self.classes
+        if isinstance(chosen, list):
+            good = bool(chosen) and len(set(chosen)) == len(chosen) and set(chosen) <= set(range(available))
+            if not good:
+                raise ConfigurationError(
+                    f"scenario.classes: expected at least one label, all different and in 0..{available - 1}, received {chosen}."
+                )
+            return list(chosen)
+        if chosen is not None and not 1 <= chosen <= available:
+            raise ConfigurationError(f"scenario.classes: expected 1 to {available} classes, received {chosen}.")
+        return list(range(available if chosen is None else chosen))
 
     def _sizes(self, total: int) -> list[int]:
         """Return the number of classes of every experience."""
         ways = [n for n in ("experiences", "increment", "sizes") if getattr(self, n) is not None]
-        if len(ways) != 1:
+        if len(ways) > 1 or not (ways or self.usual_experiences):
             given = " and ".join(ways) if ways else "none"
             raise ConfigurationError(f"scenario: expected one of experiences, increment or sizes, received {given}.")
-        sizes = self._equal_sizes(total) if self.sizes is None else list(self.sizes)
-        if self.sizes is not None and (sum(sizes) != total or min(sizes) < 1 or self.base is not None):
-            raise ConfigurationError(
-                f"scenario.sizes: expected positive numbers that add up to the {total} classes (and no base), received {sizes}."
-            )
+        if self.increment is not None:
+            sizes = self._by_increment(total, self.increment)
+        elif self.sizes is not None:
+            sizes = list(self.sizes)
+            if sum(sizes) != total or min(sizes) < 1 or self.base is not None:
+                raise ConfigurationError(
+                    f"scenario.sizes: expected positive numbers that add up to the {total} classes, and no base, received "
+                    f"{sizes}{'' if self.base is None else f' and base {self.base}'}."
+                )
+        else:
+            sizes = self._by_number(total, self.experiences or self.usual_experiences or 1)
         if self.setting == "domain" and len(set(sizes)) > 1:
             raise ConfigurationError(
                 f"scenario: the domain-incremental setting needs experiences of equal size, received {sizes}: "
@@ -166,40 +214,53 @@ class Split(Scenario):
             )
         return sizes
 
-    def _equal_sizes(self, total: int) -> list[int]:
-        base = self.base or 0
-        if base > total:
-            raise ConfigurationError(f"scenario.base: expected at most the {total} classes, received {base}.")
-        first, rest = ([base] if base else []), total - base
-        if self.increment is not None:
-            whole, remainder = divmod(rest, self.increment)
-            return first + [self.increment] * whole + ([remainder] if remainder else [])
-        count = (self.experiences or 1) - len(first)
-        if count > rest or (count < 1 and rest):
+    def _first(self, total: int) -> list[int]:
+        if self.base is not None and self.base > total:
+            raise ConfigurationError(f"scenario.base: expected at most the {total} classes, received {self.base}.")
+        return [] if self.base is None else [self.base]
+
+    def _by_increment(self, total: int, increment: int) -> list[int]:
+        first = self._first(total)
+        whole, remainder = divmod(total - sum(first), increment)
+        return first + [increment] * whole + ([remainder] if remainder else [])
+
+    def _by_number(self, total: int, number: int) -> list[int]:
+        first = self._first(total)
+        rest, count = total - sum(first), number - len(first)
+        if count > rest or (rest and count < 1):
+            after = f" after a base of {self.base}" if first else ""
+            least = len(first) + (rest > 0)
             raise ConfigurationError(
-                f"scenario.experiences: expected at most one experience per class ({total}), received {self.experiences}."
+                f"scenario.experiences: expected {least} to {len(first) + rest} experiences for {total} classes{after}, "
+                f"received {number}."
             )
         if rest and rest % count:
             example = [rest // count + (k < rest % count) for k in range(count)]
             raise ConfigurationError(
-                f"scenario.experiences: {rest} classes don't divide into {count} experiences; give a list of sizes, for instance "
-                f"--scenario.sizes {','.join(map(str, first + example))}, or an increment, whose last experience takes the remainder."
+                f"scenario.experiences: {rest} classes don't divide into {count} experiences; give a list of sizes instead, "
+                f"for instance --scenario.sizes {','.join(map(str, first + example))}, or an increment, whose last experience "
+                "takes the remainder."
             )
         return first + [rest // count] * count if rest else first
 
-    def _set_aside(self, rows: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Take the validation samples out of every class, the same ones whatever the run's seed."""
-        generator = torch.Generator().manual_seed(_VALID_SEED)
+    def _set_aside(
+        self, rows: list[Tensor], order: Sequence[int], names: Sequence[str]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Take the validation samples out of every class: the same ones whatever the class order."""
+        count = self.valid_per_class
+        if not count:
+            return [no_samples()] * len(rows), rows
         valid, kept = [], []
-        for label, own in enumerate(rows):
-            if self.valid_per_class >= len(own) > 0 and self.valid_per_class:
+        for source_label, own in zip(order, rows, strict=True):
+            if 0 < len(own) <= count:
                 raise ConfigurationError(
-                    f"scenario.valid_per_class: class {label} has {len(own)} training samples; expected fewer than that, "
-                    f"received {self.valid_per_class}."
+                    f"scenario.valid_per_class: expected fewer than the {len(own)} training samples of the class "
+                    f"{names[source_label]!r}, received {count}."
                 )
-            order = torch.randperm(len(own), generator=generator)
-            valid.append(own[order[: self.valid_per_class].sort().values])
-            kept.append(own[order[self.valid_per_class :].sort().values])
+            generator = torch.Generator().manual_seed(_VALID_SEED + source_label)
+            drawn = torch.randperm(len(own), generator=generator)
+            valid.append(own[drawn[:count].sort().values])
+            kept.append(own[drawn[count:].sort().values])
         return valid, kept
 
     def _domain_names(self, names: Sequence[str], groups: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
@@ -210,7 +271,7 @@ def _rows_by_label(labels: Tensor, count: int, limit: int | None) -> list[Tensor
     """Return the rows of every label in the source's order, at most `limit` of each; one sort for all labels."""
     order = torch.argsort(labels, stable=True)
     sizes = torch.bincount(labels + 1, minlength=count + 1).tolist()  # label -1, of unused classes, comes first
-    return [part[:limit] for part in order.split(sizes)[1:]]
+    return [part[:limit] for part in torch.split(order, sizes)[1:]]
 
 
 def _join(rows: Sequence[Tensor], labels: Sequence[int]) -> Tensor:
@@ -220,51 +281,52 @@ def _join(rows: Sequence[Tensor], labels: Sequence[int]) -> Tensor:
 class SplitDigits(Split):
     """Scikit-learn's handwritten digits (8×8 pixels, embedded): five experiences of two digits by default."""
 
+    usual_experiences: ClassVar[int | None] = 5
     source: str = field(default="digits", help="The data set.")
-    experiences: int | None = field(default=5, ge=1, help="Number of experiences.")
 
 
 class SplitMNIST(Split):
     """Split MNIST: five experiences of two digits by default."""
 
+    usual_experiences: ClassVar[int | None] = 5
     source: str = field(default="mnist", help="The data set.")
-    experiences: int | None = field(default=5, ge=1, help="Number of experiences.")
 
 
 class SplitFashionMNIST(Split):
     """Split Fashion-MNIST: five experiences of two kinds of clothing by default."""
 
+    usual_experiences: ClassVar[int | None] = 5
     source: str = field(default="fashion_mnist", help="The data set.")
-    experiences: int | None = field(default=5, ge=1, help="Number of experiences.")
 
 
 class SplitSVHN(Split):
-    """Split SVHN: five experiences of two digits by default."""
+    """Split SVHN: five experiences of two digits by default; digits are cropped, never mirrored."""
 
+    augmentation: ClassVar[AugmentationSpec] = ("random_crop",)
+    usual_experiences: ClassVar[int | None] = 5
     source: str = field(default="svhn", help="The data set.")
-    experiences: int | None = field(default=5, ge=1, help="Number of experiences.")
 
 
 class SplitCIFAR10(Split):
     """Split CIFAR-10: five experiences of two classes by default."""
 
+    usual_experiences: ClassVar[int | None] = 5
     source: str = field(default="cifar10", help="The data set.")
-    experiences: int | None = field(default=5, ge=1, help="Number of experiences.")
 
 
 class SplitCIFAR100(Split):
     """Split CIFAR-100: ten experiences of ten classes in the literature's order (seed 1993) by default."""
 
+    usual_experiences: ClassVar[int | None] = 10
     source: str = field(default="cifar100", help="The data set.")
-    experiences: int | None = field(default=10, ge=1, help="Number of experiences.")
     order: str | list[int] = field(default="seed:1993", help="Class order: natural, seed:N or a list of labels.")
 
 
 class SplitTinyImageNet(Split):
     """Split Tiny-ImageNet (64×64 pixels, 200 classes or the first 100): ten experiences in seed-1993 order by default."""
 
+    usual_experiences: ClassVar[int | None] = 10
     source: str = field(default="tiny_imagenet", help="The data set.")
-    experiences: int | None = field(default=10, ge=1, help="Number of experiences.")
     order: str | list[int] = field(default="seed:1993", help="Class order: natural, seed:N or a list of labels.")
 
 

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 import torch
 
 from clframe.spec import field
-from clframe.strategy import DataView, Strategy, Tags
+from clframe.strategies._checks import refuse_local_softmax
+from clframe.strategy import DataView, RunContext, Strategy, Tags
 from clframe.stream import Experience
 
 __all__ = ["Cumulative"]
@@ -26,17 +27,24 @@ class Cumulative(Strategy):
 
     start: Literal["warm", "scratch"] = field(default="warm", help="Weights that an experience starts from.")
 
+    def check(self, run: RunContext) -> None:
+        """Refuse a loss that leaves out the old classes."""
+        refuse_local_softmax(self, run)
+
     def setup(self) -> None:
         """Start with an empty history."""
         self.ids_ = torch.empty(0, dtype=torch.int64)
 
     def before_experience(self, experience: Experience) -> None:
-        """Take in the data."""
-        self.ids_ = torch.cat([self.ids_, experience.train])
+        """Begin from fresh weights where asked to; those of the first experience are fresh already."""
         if self.start == "scratch" and experience.index > 0:
             self.network = self.run.fresh_network()
         super().before_experience(experience)
 
     def training_data(self, experience: Experience) -> DataView:
         """Present everything seen so far."""
-        return DataView(self.ids_)
+        return DataView(torch.cat([self.ids_, experience.train]))
+
+    def after_experience(self, experience: Experience) -> None:
+        """Keep the data."""
+        self.ids_ = torch.cat([self.ids_, experience.train])

@@ -41,11 +41,20 @@ class EWC(Strategy):
     tags: ClassVar[Tags] = Tags(needs_boundaries=True, online=False)
 
     strength: float = field(default=100.0, ge=0, help="λ, the weight of the penalty.")
-    mode: Literal["separate", "online"] = field(default="separate", help="A penalty per past experience, or a running one.")
-    decay: float = field(default=1.0, ge=0, le=1, help="γ of the online mode: how much of the old Fisher information stays.")
-    fisher: Literal["per_sample", "batch"] = field(default="per_sample", help="Gradient squared per sample, or per batch mean.")
+    mode: Literal["separate", "online"] = field(
+        default="separate", help="A penalty per past experience, or a running one."
+    )
+    decay: float = field(
+        default=1.0, ge=0, le=1, help="γ of the online mode: how much of the old Fisher information stays."
+    )
+    fisher: Literal["per_sample", "batch"] = field(
+        default="per_sample", help="Gradient squared per sample, or per batch mean."
+    )
     fisher_samples: int | None = field(
-        default=None, ge=1, unit="samples", help="Samples of an experience used for the Fisher information; none means all."
+        default=None,
+        ge=1,
+        unit="samples",
+        help="Samples of an experience used for the Fisher information; none means all.",
     )
 
     def setup(self) -> None:

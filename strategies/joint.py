@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 import torch
 
 from clframe.spec import field
-from clframe.strategy import DataView, Phase, Strategy, Tags
+from clframe.strategies._checks import refuse_local_softmax
+from clframe.strategy import DataView, Phase, RunContext, Strategy, Tags
 from clframe.stream import Experience
 
 __all__ = ["Joint"]
@@ -16,7 +17,8 @@ __all__ = ["Joint"]
 class Joint(Strategy):
     """Joint training: one model from scratch on all data of the experiences so far.
 
-    The same architecture, augmentation and epochs per sample as the incremental runs that it bounds.
+    The same architecture, augmentation and epochs per sample as the incremental runs that it bounds; on a stream of one
+    experience it is fine-tuning, bit for bit.
 
     Differs from the paper:
         There is no single paper. `every=last` trains once, on the whole stream, so that only the last row of the
@@ -25,16 +27,21 @@ class Joint(Strategy):
 
     tags: ClassVar[Tags] = Tags(needs_all_data=True, online=False, can_unlearn=True)
 
-    every: Literal["last", "experience"] = field(default="last", help="When to train: once at the end, or after each experience.")
+    every: Literal["last", "experience"] = field(
+        default="last", help="When to train: once at the end, or after each experience."
+    )
+
+    def check(self, run: RunContext) -> None:
+        """Refuse a loss that leaves out the old classes."""
+        refuse_local_softmax(self, run)
 
     def setup(self) -> None:
         """Start with an empty history."""
         self.ids_ = torch.empty(0, dtype=torch.int64)
 
     def before_experience(self, experience: Experience) -> None:
-        """Take in the data; begin from fresh weights where training follows."""
-        self.ids_ = torch.cat([self.ids_, experience.train])
-        if self.evaluates_after(experience):
+        """Begin from fresh weights where training follows; those of the first experience are fresh already."""
+        if experience.index > 0 and self.evaluates_after(experience):
             self.network = self.run.fresh_network()
         super().before_experience(experience)
 
@@ -44,7 +51,11 @@ class Joint(Strategy):
 
     def training_data(self, experience: Experience) -> DataView:
         """Present everything seen so far."""
-        return DataView(self.ids_)
+        return DataView(torch.cat([self.ids_, experience.train]))
+
+    def after_experience(self, experience: Experience) -> None:
+        """Keep the data."""
+        self.ids_ = torch.cat([self.ids_, experience.train])
 
     def evaluates_after(self, experience: Experience) -> bool:
         """Score only what has been trained."""

@@ -36,7 +36,8 @@ class LwF(Strategy):
     temperature: float = field(default=2.0, gt=0, help="T (2 in the paper).")
     scale: bool = field(default=False, help="Multiply the distillation by T².")
     loss_over: Literal["auto", "seen", "experience"] = field(
-        default="experience", help="Classes in the softmax of the classification loss; the paper's is the experience's own."
+        default="experience",
+        help="Classes in the softmax of the classification loss; the paper's is the experience's own.",
     )
 
     def setup(self) -> None:
@@ -50,8 +51,10 @@ class LwF(Strategy):
             return {}
         with torch.no_grad():
             taught = self.teacher_(batch.x, None).logits
+        # a multi-head with task ids has hidden the old tasks' logits
+        logits = output.logits if batch.task_ids is None else self.network.classifier(output.features)
         losses = [
-            distillation(output.logits[:, group], taught[:, group], self.temperature, scale=self.scale)
+            distillation(logits[:, group], taught[:, group], self.temperature, scale=self.scale)
             for group in self._groups(taught.shape[1])
         ]
         return {"distillation": self.strength * torch.stack(losses).mean()}

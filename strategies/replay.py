@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clframe.losses import cross_entropy
 from clframe.memory import Budget, ExemplarMemory, Policy
 from clframe.models import Output
 from clframe.spec import field
+from clframe.strategies._checks import refuse_local_softmax
 from clframe.strategy import Batch, DataView, RunContext, Strategy, Tags
 from clframe.stream import Experience
 
@@ -21,9 +23,10 @@ class Replay(Strategy):
     """Experience replay, in its two forms.
 
     `form=union` (class-incremental code such as PyCIL's "replay"): train on new data ∪ memory, shuffled uniformly; the
-    memory is chosen after the experience. `form=step` (Chaudhry et al. 2019, "On Tiny Episodic Memories"; Mammoth's
-    "er"): every step draws `memory_batch` samples from the memory beside the new batch, and new samples are offered to
-    the memory as they go by.
+    memory is chosen after the experience, whatever the policy.
+
+    `form=step` (Chaudhry et al. 2019, "On Tiny Episodic Memories"; Mammoth's "er"): every step draws `memory_batch`
+    samples from the memory beside the new batch, and new samples are offered to the memory as they go by.
 
     Loss: union, the mean cross-entropy over the whole batch; step, CE(new) + CE(memory), both with weight 1.
 
@@ -38,13 +41,22 @@ class Replay(Strategy):
 
     tags: ClassVar[Tags] = Tags(stores_samples=True, can_unlearn=True)
 
-    memory_size: int = field(default=200, ge=0, unit="samples", help="Exemplars: in all (budget total) or of every class (per_class).")
-    budget: Budget = field(default="total", help="total: ⌊memory_size / classes seen⌋ per class, or in all for a reservoir; per_class: fixed.")
+    memory_size: int = field(
+        default=200, ge=0, unit="samples", help="Exemplars: in all (budget total) or of every class (per_class)."
+    )
+    budget: Budget = field(
+        default="total",
+        help="total: ⌊memory_size / classes seen⌋ per class, or in all for a reservoir; per_class: fixed.",
+    )
     policy: Literal["auto", "herding", "random", "reservoir", "ring", "class_balanced"] = field(
         default="auto", help="How exemplars are chosen; auto: herding for the union form, reservoir for the step form."
     )
-    form: Literal["union", "step"] = field(default="union", help="Whether memory joins the data of the experience or each step.")
-    memory_batch: int | None = field(default=None, ge=1, unit="samples", help="Step form: replayed beside each batch; none: the batch size.")
+    form: Literal["union", "step"] = field(
+        default="union", help="Whether the memory joins the data of the experience, or every step."
+    )
+    memory_batch: int | None = field(
+        default=None, ge=1, unit="samples", help="Step form: replayed beside each batch; none: the batch size."
+    )
     nme: bool = field(default=True, help="Report the nearest mean of exemplars too.")
 
     def resolved_policy(self) -> Policy:
@@ -59,13 +71,16 @@ class Replay(Strategy):
         )
 
     def check(self, run: RunContext) -> None:
-        """Refuse a memory too small for the stream's classes."""
+        """Refuse a memory too small for the stream's classes, and a loss that leaves out the old ones."""
         self._new_memory(run.sample_bytes).check(run.num_classes)
+        if self.memory_size:
+            refuse_local_softmax(self, run)
 
     def setup(self) -> None:
         """Start with an empty memory."""
         self.memory_ = self._new_memory(self.run.sample_bytes)
         self.means_: Tensor | None = None
+        self.offering_: str | None = None
 
     def training_data(self, experience: Experience) -> DataView:
         """Mix memory and new data as the form says."""
@@ -75,46 +90,56 @@ class Replay(Strategy):
 
     def main_loss(self, batch: Batch, output: Output) -> Tensor:
         """Cross-entropy; in the step form new and replayed samples count one whole each."""
-        if batch.num_new == len(batch.y):
+        new = batch.num_new
+        if new == len(batch.y):
             return super().main_loss(batch, output)
-        return self._part_loss(batch, output, slice(0, batch.num_new)) + self._part_loss(
-            batch, output, slice(batch.num_new, None)
+        logits, allowed = output.logits, self.allowed_classes(batch)
+        of_new, of_old = (
+            (allowed[:new], allowed[new:]) if allowed is not None and allowed.ndim == 2 else (allowed, allowed)
         )
+        return cross_entropy(logits[:new], batch.y[:new], of_new) + cross_entropy(logits[new:], batch.y[new:], of_old)
 
-    def _part_loss(self, batch: Batch, output: Output, part: slice) -> Tensor:
-        allowed = self.allowed_classes(batch)
-        logits = output.logits[part]
-        if allowed is not None:
-            logits = logits.masked_fill(~(allowed[part] if allowed.ndim == 2 else allowed), -torch.inf)
-        return functional.cross_entropy(logits, batch.y[part], ignore_index=-1)
+    def before_experience(self, experience: Experience) -> None:
+        """Grow the classifier; no phase has offered samples yet."""
+        super().before_experience(experience)
+        self.offering_ = None
 
     def after_step(self, batch: Batch) -> None:
-        """Offer new samples to a memory that is kept while the stream goes by."""
-        if self._fills_on_the_way and batch.epoch == 0:
+        """Step form: offer new samples to the memory, in the first epoch of the experience's first phase."""
+        if self.form == "union" or not self._takes_offers or batch.epoch > 0:
+            return
+        self.offering_ = self.offering_ or batch.phase
+        if batch.phase == self.offering_:
             new = batch.ids[: batch.num_new]
+            if len(batch.experience.unlabelled):
+                new = new[~torch.isin(new, batch.experience.unlabelled)]
             self.memory_.observe(new, self.run.targets(new), generator=self.run.rng("memory"))
 
     @property
-    def _fills_on_the_way(self) -> bool:
+    def _takes_offers(self) -> bool:
         return self.resolved_policy() in ("reservoir", "ring", "class_balanced")
 
     def after_experience(self, experience: Experience) -> None:
-        """Choose exemplars of the new classes and compute the class means."""
-        if not self._fills_on_the_way:
+        """Choose exemplars and compute the class means."""
+        ids, generator = experience.train, self.run.rng("memory")
+        if not self._takes_offers:
             self.memory_.add_classes(
-                experience.train,
-                self.run.targets(experience.train),
+                ids,
+                self.run.targets(ids),
                 experience.num_seen_classes,
-                generator=self.run.rng("memory"),
+                generator=generator,
                 features=self.run.features,
             )
+        elif self.form == "union":
+            ids = ids[torch.randperm(len(ids), generator=generator)]
+            self.memory_.observe(ids, self.run.targets(ids), generator=generator)
         self.means_ = self._exemplar_means() if self.nme and len(self.memory_) else None
 
     def _exemplar_means(self) -> Tensor:
         """Return (K, D) re-normalised means of normalised exemplar features; NaN for a class without exemplars."""
         features = functional.normalize(self.run.features(self.memory_.ids), dim=1)
         means = torch.full((self.network.num_classes, features.shape[1]), torch.nan)
-        for label in self.memory_.targets.unique().tolist():
+        for label in torch.unique(self.memory_.targets).tolist():
             means[label] = functional.normalize(features[self.memory_.targets == label].mean(dim=0), dim=0)
         return means.to(self.run.device)
 
@@ -123,6 +148,7 @@ class Replay(Strategy):
         heads = super().report_heads(output)
         if self.means_ is not None:
             features = functional.normalize(output.features.float(), dim=1)
-            distances = (features[:, None, :] - self.means_[None]).square().sum(dim=2)
-            heads["nme"] = torch.nan_to_num(-distances, nan=-torch.inf)
+            # without matrix products, which mixed precision would round and whose bits depend on the batch's size
+            distances = torch.cdist(features, self.means_, compute_mode="donot_use_mm_for_euclid_dist")
+            heads["nme"] = torch.nan_to_num(-distances.square(), nan=-torch.inf)
         return heads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -42,6 +43,7 @@ class MemoryRecorder:
     """Keeps what a run leaves in memory; checkpoints pass through bytes, as they do on disk."""
 
     def __init__(self) -> None:
+        """Start with nothing."""
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.kept: dict[tuple[str, int, str], Columns] = {}
         self.saved: list[bytes] = []
@@ -70,6 +72,7 @@ class WatchedReader:
     """An image reader that tells which rows are read."""
 
     def __init__(self, inner: ImageReader, tell: Callable[[Tensor], None]) -> None:
+        """Wrap a reader."""
         self.inner = inner
         self.tell = tell
 
@@ -117,12 +120,21 @@ class Watching(Trainer):
             self.evaluating = False
 
 
+class Often(Trainer):
+    """A trainer that scores after every epoch too."""
+
+    def _end_epoch(self, experience: Experience, phase: Phase, stepper: Stepper, epoch: int) -> None:
+        super()._end_epoch(experience, phase, stepper, epoch)
+        self._evaluate(experience.index + 1)
+
+
 class Walker(Trainer):
     """A trainer that takes a few steps of every epoch, shows every batch, and neither scores nor saves."""
 
     steps = 2
 
     def __init__(self, setup: Setup, visit: Callable[[Phase, Batch], None], predict: bool = True) -> None:
+        """Make the loop; `visit` is shown every batch before its step."""
         super().__init__(setup, MemoryRecorder())
         self.visit = visit
         self.predicts = predict
@@ -177,7 +189,9 @@ class Outcome:
     @property
     def bits(self) -> dict[str, Any]:
         """Everything that two equal runs share: the state, and the kept predictions."""
-        kept = {"/".join(map(str, k)): {n: torch.from_numpy(v) for n, v in c.items()} for k, c in self.recorder.kept.items()}
+        kept = {
+            "/".join(map(str, k)): {n: torch.from_numpy(v) for n, v in c.items()} for k, c in self.recorder.kept.items()
+        }
         return {**self.state, "predictions": kept}
 
     @property
@@ -195,6 +209,7 @@ class Bench:
     """
 
     def __init__(self, strategy: Strategy, backbone: BackboneConfig | None = None) -> None:
+        """Store; nothing runs before a check asks."""
         self.given = strategy
         self.strategy = shortened(strategy)
         self.backbone = backbone or TinyBackbone()
@@ -250,10 +265,8 @@ class Bench:
                 made.load_state(state)
             if ready is not None:
                 ready(made)
-            try:
+            with contextlib.suppress(Stopped):
                 made.run()
-            except Stopped:
-                pass
         return Outcome(made, recorder)
 
 

@@ -185,6 +185,7 @@ class TinyNet(Backbone):
     """A convolution with BatchNorm, a projection with LayerNorm: what can go wrong with modes goes wrong here."""
 
     def __init__(self, channels: int, size: int, width: int) -> None:
+        """Make the layers for images (channels, size, size)."""
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 3, stride=2, padding=1)
         self.bn = nn.BatchNorm2d(width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from clframe.errors import RunDirectoryError
+from clframe.errors import ConfigurationError, RunDirectoryError
 
-__all__ = ["read_json", "read_yaml", "write_json", "write_text", "write_yaml"]
+__all__ = ["read_config", "read_json", "read_yaml", "to_json", "write_json", "write_text", "write_yaml"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,7 +27,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise RunDirectoryError(
             f"{path} can't be written ({error.strerror or error}): free some space or choose another --run-dir."
         ) from error
@@ -34,7 +36,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, with NaN as null."""
-    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, to_json(value, indent=1) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON, in which what is no finite number is null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def write_yaml(path: Path, value: Any) -> None:
@@ -53,7 +60,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RunDirectoryError(f"Expected {path}, found no such file: is this a run directory?") from None
     except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"{path} can't be read ({error}).") from error
+        raise RunDirectoryError(_damaged(path, error)) from error
 
 
 def read_yaml(path: Path) -> Any:
@@ -67,7 +74,38 @@ def read_yaml(path: Path) -> Any:
     except FileNotFoundError:
         raise RunDirectoryError(f"Expected {path}, found no such file.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunDirectoryError(f"{path} can't be read ({error}).") from error
+        raise RunDirectoryError(_damaged(path, error)) from error
+
+
+def read_config(path: Path, what: str = "options") -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: The file.
+        what: What it should hold, for errors.
+
+    Raises:
+        ConfigurationError: It is missing, broken, or no mapping.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"Expected a YAML file at {path}, found none: correct its path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"Expected a YAML file at {path}, but it can't be read ({error}).") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is no valid YAML ({' '.join(str(error).split())}): correct it there.") from None
+    found = {} if found is None else found
+    if not isinstance(found, dict):
+        raise ConfigurationError(
+            f"Expected {path} to hold a mapping of {what} (name: value), received {type(found).__name__}: write it so."
+        )
+    return {str(k): v for k, v in found.items()}
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return f"{path} is damaged ({reason}): bring it back from a copy, or start the run again."
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from clframe.errors import RunDirectoryError
 from clframe.metrics import Predictions, prediction_path
 from clframe.tracking.rundir import RunDirectory, Tracker
+from clframe.training.seeds import isolated
 
 __all__ = ["RunRecorder"]
 
@@ -42,11 +44,19 @@ class RunRecorder:
         if kind not in _FLEETING:
             self.directory.event(kind, values)
         for tracker in list(self.trackers):
-            try:
-                tracker.event(kind, dict(values))
-            except Exception as error:
-                self.trackers.remove(tracker)
-                warnings.warn(f"The tracker {type(tracker).__name__} failed ({error}) and is dropped.", stacklevel=2)
+            self._tell(tracker, lambda t: t.event(kind, copy.deepcopy(dict(values))))
+
+    def _tell(self, tracker: Tracker, call: Callable[[Tracker], None]) -> None:
+        """Call a tracker, which can change neither the values nor the global generators, nor stop the run."""
+        try:
+            with isolated():
+                call(tracker)
+        except Exception as error:
+            self.trackers.remove(tracker)
+            warnings.warn(
+                f"The tracker {type(tracker).__name__} failed ({type(error).__name__}: {error}) and is dropped; the run goes on.",
+                stacklevel=4,
+            )
 
     def predictions(self, split: str, after: int, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Keep predictions, a file per head; returns the accuracy (or error) over everything scored."""
@@ -75,6 +85,6 @@ class RunRecorder:
 
     def close(self) -> None:
         """Close trackers and files."""
-        for tracker in self.trackers:
-            tracker.close()
+        for tracker in list(self.trackers):
+            self._tell(tracker, lambda t: t.close())
         self.directory.close()

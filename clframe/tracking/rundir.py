@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,11 +16,33 @@ from pathlib import Path
 from typing import IO, Any
 
 from clframe.errors import RunDirectoryError
-from clframe.tracking.files import read_json, read_yaml, write_json, write_yaml
+from clframe.registry import split_names
+from clframe.tracking.files import read_json, read_yaml, to_json, write_json, write_text, write_yaml
 
-__all__ = ["RunDirectory", "Tracker"]
+__all__ = ["RunDirectory", "Tracker", "run_name", "spec_hash"]
 
 SCHEMA = 1
+
+
+def spec_hash(record: Mapping[str, Any]) -> str:
+    """Return eight hexadecimal digits that stand for a resolved configuration.
+
+    >>> spec_hash({"seed": 0}) == spec_hash({"seed": 1})
+    False
+    """
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def run_name(record: Mapping[str, Any]) -> str:
+    """Return the readable folder name of a run: `<scenario>-<strategy>-<seed>-<hash>`."""
+    names = [_short_name(str(record[part]["name"])) for part in ("scenario", "strategy")]
+    return f"{names[0]}-{names[1]}-{record['seed']}-{spec_hash(record)}"
+
+
+def _short_name(name: str) -> str:
+    """A name for folders: of a user's class only the class."""
+    parts = (n.rpartition(":")[2] for n in split_names(name))
+    return "".join(c if c.isalnum() or c in "_+" else "_" for c in "+".join(parts))
 
 
 class Tracker:
@@ -45,7 +71,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._events: IO[bytes] | None = None
+        self._events: io.FileIO | None = None
         self._lock: IO[str] | None = None
 
     @property
@@ -66,12 +92,12 @@ class RunDirectory:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
-        return dict(read_yaml(self.path / "config.yaml"))
+        return _mapping(read_yaml(self.path / "config.yaml"), self.path / "config.yaml")
 
     @property
     def stream(self) -> dict[str, Any]:
         """Tasks, class names and order of the stream."""
-        return dict(read_json(self.path / "stream.json"))
+        return _mapping(read_json(self.path / "stream.json"), self.path / "stream.json")
 
     @property
     def result(self) -> dict[str, Any]:
@@ -84,7 +110,7 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"The run in {self.path} has not finished: `clframe resume {self.path}` continues it."
             )
-        return dict(read_json(self.path / "result.json"))
+        return _mapping(read_json(self.path / "result.json"), self.path / "result.json")
 
     @classmethod
     def create(cls, path: Path, files: Mapping[str, Any], sources: Mapping[str, str]) -> RunDirectory:
@@ -103,27 +129,35 @@ class RunDirectory:
                 f"The run directory {path} exists already: continue it with `clframe resume {path}`, or choose another --run-dir."
             )
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        outermost = next((p for p in reversed(path.parents) if not p.exists()), None)
+        shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process of the same number
+        made = cls(temporary)
         try:
-            for folder in ("predictions", "checkpoints"):
-                (temporary / folder).mkdir(parents=True)
-            for name, content in files.items():
-                (write_yaml if name.endswith(".yaml") else write_json)(temporary / name, content)
-            for name, text in sources.items():
-                (temporary / "source").mkdir(exist_ok=True)
-                (temporary / "source" / name).write_text(text, encoding="utf-8")
+            made._fill(files, sources)
+            made.lock()  # the lock belongs to the file and moves with it
             if path.exists():
                 path.rmdir()
             temporary.rename(path)
-        except OSError as error:
+        except (OSError, RunDirectoryError) as error:
+            made.close()
             shutil.rmtree(temporary, ignore_errors=True)
-            reason = error.strerror or error
+            if outermost is not None:
+                _remove_empty(path.parent, outermost)
+            reason = error if isinstance(error, RunDirectoryError) else error.strerror or error
             raise RunDirectoryError(
-                f"The run directory {path} can't be made ({reason}): choose another --run-dir."
+                f"The run directory {path} can't be made ({str(reason).replace(str(temporary), str(path))}): choose another --run-dir."
             ) from error
-        except RunDirectoryError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        return cls(path).lock()
+        made.path = path
+        return made
+
+    def _fill(self, files: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+        for folder in ("predictions", "checkpoints"):
+            (self.path / folder).mkdir(parents=True)
+        for name, content in files.items():
+            (write_yaml if name.endswith(".yaml") else write_json)(self.path / name, content)
+        for name, text in sources.items():
+            (self.path / "source").mkdir(exist_ok=True)
+            write_text(self.path / "source" / name, text)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -142,35 +176,48 @@ class RunDirectory:
         Raises:
             RunDirectoryError: Another process writes here.
         """
-        handle = (self.path / "lock").open("a+")
+        try:
+            handle = (self.path / "lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunDirectoryError(
+                f"The run directory {self.path} can't be written to ({error.strerror or error}): make it writable."
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.seek(0)
-            owner = handle.read().strip() or "another process"
-            handle.close()
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {os.uname().nodename}")
+            handle.flush()
+        except OSError as error:
+            owner = _owner(handle)
+            with contextlib.suppress(OSError):
+                handle.close()
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise RunDirectoryError(
+                    f"The run directory {self.path} can't be locked ({error.strerror or error}): choose a place where it can."
+                ) from error
             raise RunDirectoryError(
                 f"The run directory {self.path} is in use by {owner}: wait for it, or choose another --run-dir."
             ) from None
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {os.uname().nodename}")
-        handle.flush()
         self._lock = handle
         return self
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append one line to `events.jsonl`.
+        """Append one line to `events.jsonl`, or nothing.
 
         Raises:
             RunDirectoryError: It can't be written.
         """
-        line = json.dumps({"schema": SCHEMA, "time": round(time.time(), 3), "event": kind, **values})
+        line = to_json({"schema": SCHEMA, "time": round(time.time(), 3), "event": kind, **values})
+        before = self.events_size
         try:
             if self._events is None:
-                self._events = (self.path / "events.jsonl").open("ab")
-            self._events.write(line.encode() + b"\n")
-            self._events.flush()
+                self._events = io.FileIO(self.path / "events.jsonl", "a")
+            left = memoryview(line.encode() + b"\n")
+            while left:  # a disk that fills up takes the first part of a line
+                left = left[self._events.write(left) :]
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self.cut_events(before)
             raise RunDirectoryError(
                 f"The events of {self.path} can't be written ({error.strerror or error}): free some space and resume."
             ) from error
@@ -182,27 +229,71 @@ class RunDirectory:
         return file.stat().st_size if file.exists() else 0
 
     def cut_events(self, size: int) -> None:
-        """Drop what was logged after a checkpoint, which a resumed run will log again."""
+        """Drop what was logged after a checkpoint, which a resumed run will log again.
+
+        Raises:
+            RunDirectoryError: The log has become shorter than it was at the checkpoint.
+        """
         file = self.path / "events.jsonl"
-        if file.exists() and file.stat().st_size > size:
-            with file.open("r+b") as handle:
-                handle.truncate(size)
+        if self.events_size < size:
+            raise RunDirectoryError(
+                f"Expected {file} to hold at least {size} bytes, as when its checkpoint was taken, found "
+                f"{self.events_size}: bring it back, or start the run again."
+            )
+        if self.events_size > size:
+            os.truncate(file, size)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield all events; a last line cut short by a killed writer is left out."""
+        """Yield all events; a last line cut short by a killed writer is left out.
+
+        Raises:
+            RunDirectoryError: A line is damaged; names it.
+        """
         file = self.path / "events.jsonl"
         if not file.exists():
             return
         *lines, _unfinished = file.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
-                yield json.loads(line)
+                found = json.loads(line)
             except ValueError:
-                raise RunDirectoryError(f"Line {number} of {file} is damaged.") from None
+                found = None
+            if not isinstance(found, dict) or "event" not in found:
+                raise RunDirectoryError(
+                    f"Line {number} of {file} is damaged: bring the file back from a copy, or start the run again."
+                )
+            yield found
 
     def close(self) -> None:
         """Close the files and give the lock back."""
         for handle in (self._events, self._lock):
             if handle is not None:
-                handle.close()
+                with contextlib.suppress(OSError):
+                    handle.close()
         self._events = self._lock = None
+
+
+def _mapping(found: Any, file: Path) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise RunDirectoryError(
+            f"{file} is damaged (it holds a {type(found).__name__}, no mapping): bring it back from a copy, or start the run again."
+        )
+    return found
+
+
+def _owner(handle: IO[str]) -> str:
+    """What the holder of a lock wrote about itself."""
+    try:
+        handle.seek(0)
+        return handle.read().strip() or "another process"
+    except OSError:
+        return "another process"
+
+
+def _remove_empty(folder: Path, outermost: Path) -> None:
+    """Take away the folders that were made on the way to a run directory which could not be made."""
+    for made in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            made.rmdir()
+        if made == outermost:
+            return

@@ -23,7 +23,7 @@ def split_batches(ids: Tensor, batch_size: int) -> list[Tensor]:
 
     BatchNorm can't train on a single value per channel, and dropping the sample would lose it.
     """
-    parts = list(ids.split(batch_size))
+    parts = list(torch.split(ids, batch_size)) if len(ids) else []  # of nothing, PyTorch makes one empty part
     if len(parts) > 1 and len(parts[-1]) == 1:
         last = parts.pop()
         parts[-1] = torch.cat([parts[-1], last])
@@ -79,7 +79,7 @@ class BatchMaker:
 
     def in_order(self, ids: Tensor, batch_size: int, experience: Experience) -> Iterator[Batch]:
         """Yield samples in order, under the test transform."""
-        id_batches = list(ids.split(batch_size))
+        id_batches = list(torch.split(ids, batch_size)) if len(ids) else []
         for step, (part, images) in enumerate(zip(id_batches, self.table.batches(id_batches), strict=True)):
             place = (experience, "statistics", 0, step, len(id_batches))
             yield self._batch((self.test_input(images),), self.table.targets[part], part, place, len(part))

@@ -19,7 +19,15 @@ from clframe.memory import ExemplarMemory
 from clframe.models import Backbone, Network
 from clframe.strategy import Strategy
 
-__all__ = ["export_weights", "pack", "read_checkpoint", "restore_strategy", "strategy_state", "unpack", "write_checkpoint"]
+__all__ = [
+    "export_weights",
+    "pack",
+    "read_checkpoint",
+    "restore_strategy",
+    "strategy_state",
+    "unpack",
+    "write_checkpoint",
+]
 
 _KIND = "__clframe__"
 
@@ -144,6 +152,10 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint without executing code.
 
+    Args:
+        path: The file.
+        device: Where tensors go that lay on an accelerator; those that lay on the CPU stay there.
+
     Raises:
         RunDirectoryError: It is missing or damaged.
     """
@@ -152,10 +164,22 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             f"Expected a checkpoint at {path}, found none: the run was stopped before its first one."
         )
     try:
-        loaded = torch.load(path, map_location=device, weights_only=True)
+        loaded = torch.load(path, map_location=_Onto(torch.device(device)), weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise RunDirectoryError(f"The checkpoint {path} is damaged ({error}); start the run again.") from error
     return dict(loaded)
+
+
+class _Onto:
+    """Where the tensors of a checkpoint go: ids and labels on the CPU stay there, the others go to the run's device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, storage: Any, location: str) -> Any:
+        if location == "cpu" or self.device.type == "cpu":
+            return storage
+        return storage.to(device=self.device)
 
 
 def export_weights(network: Network, path: Path) -> None:
@@ -177,4 +201,6 @@ def export_weights(network: Network, path: Path) -> None:
         temporary.replace(path)
     except Exception as error:  # safetensors raises its own kind for a full disk
         temporary.unlink(missing_ok=True)
-        raise RunDirectoryError(f"The weights {path} can't be written ({error}): free some space and resume.") from error
+        raise RunDirectoryError(
+            f"The weights {path} can't be written ({error}): free some space and resume."
+        ) from error

@@ -126,12 +126,13 @@ class Context:
         model = network or self.network
         if self.setup.dry:
             return torch.zeros(len(ids), model.feature_dim)
-        training = model.training
+        modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
             parts = [model.features(b.x).float() for b in self.batches(ids, self.setup.eval_batch_size)]
         finally:
-            model.train(training)
+            for module, mode in modes:  # one by one: a phase may keep some modules in eval mode
+                module.training = mode
         return torch.cat(parts).cpu() if parts else torch.empty(0, model.feature_dim)
 
     def task_mask(self, task_ids: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ def derive_seed(seed: int, *keys: object) -> int:
 
 def seed_globals(seed: int) -> None:
     """Seed the global generators that layers such as dropout, or a user's code, draw from."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also queue work for a GPU not in use
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 

@@ -28,6 +28,10 @@ from clframe.training.stepper import Stepper, autocast
 __all__ = ["Position", "Recorder", "Stopped", "Trainer"]
 
 
+_WORTH_SAVING = 1.0
+"""Seconds of work that a checkpoint saves doing again."""
+
+
 class Recorder(Protocol):
     """Where a trainer leaves what happens; nothing that it does can change the run."""
 
@@ -93,6 +97,7 @@ class Trainer:
         self._bought: dict[int, Tensor] = {}
         self._steps_here = 0
         self._losses: list[dict[str, Tensor]] = []
+        self._flags: list[bool] | None = None  # what trains outside of the phase that restricts it now
         self._continues = False
         self._resumed: dict[str, Any] | None = None  # the checkpoint, while the phase that it was taken in is rebuilt
         with isolated():
@@ -133,13 +138,17 @@ class Trainer:
         self.recorder.event("experience", {"experience": experience.index + 1, "steps": steps})
         for number in range(self.position.phase, len(phases)):
             self._phase(experience, number, phases[number])
+        started = time.monotonic()
         self.context.streams.enter("after", experience.index)
         self.strategy.network.eval()
         self.strategy.after_experience(experience)
         if self.strategy.evaluates_after(experience):
             self._evaluate(experience.index + 1)
         self.position = Position(experience.index + 1)
-        self._checkpoint(f"experience-{experience.index + 1:03d}" if self.keep_models else None)
+        # What took a moment since the last epoch's checkpoint is sooner done again than saved.
+        last = experience.index == len(self.setup.stream.experiences) - 1
+        if self.keep_models or last or not phases or time.monotonic() - started > _WORTH_SAVING:
+            self._checkpoint(f"experience-{experience.index + 1:03d}" if self.keep_models else None)
 
     def _begin(self, experience: Experience) -> Experience:
         """Grow the model, buy labels, and forget what is to be forgotten."""
@@ -217,7 +226,7 @@ class Trainer:
             phase.on_start()
         groups = phase.parameters or [ParameterGroup(list(self.strategy.network.parameters()))]
         recipe = self.context.recipe(experience, phase.optimizer)
-        with _only_training(self.strategy.network, groups), contextlib.ExitStack() as modes:
+        with _only_training(self.strategy.network, groups) as self._flags, contextlib.ExitStack() as modes:
             modes.callback(self.strategy.network.eval)
             optimizer = recipe.build([_trainable(g) for g in groups])
             if resumed is not None and resumed["optimizer"] is not None:
@@ -228,6 +237,7 @@ class Trainer:
             for epoch in range(self.position.epoch, phase.epochs):
                 self._epoch(experience, phase, stepper, epoch, resumed)
                 resumed = None
+        self._flags = None
         if phase.on_end is not None:
             self.context.streams.enter("end", experience.index, number)
             phase.on_end()
@@ -336,11 +346,14 @@ class Trainer:
     def state(self, stepper: Stepper | None = None, inside: bool = False) -> dict[str, Any]:
         """Return everything that a resumed run needs, as plain values and tensors."""
         p = self.position
+        network = pack(self.strategy.network)
+        if self._flags is not None:
+            network["requires_grad"] = self._flags
         scaler = stepper.scaler.state_dict() if stepper is not None and stepper.scaler.is_enabled() else None
         return {
             "schema": 1,
             "position": [p.experience, p.stage, p.phase, p.epoch, p.step],
-            "network": pack(self.strategy.network),
+            "network": network,
             "strategies": [strategy_state(s) for s in leaves(self.strategy)],
             "optimizer": stepper.optimizer.state_dict() if stepper is not None else None,
             "scaler": scaler,
@@ -378,13 +391,13 @@ def _torch_settings(device: torch.device):  # type: ignore[no-untyped-def]  # no
 
 @contextlib.contextmanager
 def _only_training(network: nn.Module, groups: Sequence[ParameterGroup]):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    """Ask gradients only for what trains, and put the flags back afterwards."""
+    """Ask gradients only for what trains, and put the flags back afterwards; gives the flags as they were."""
     chosen = {id(p) for g in groups for p in g.parameters}
     before = [(p, p.requires_grad) for p in network.parameters()]
     for parameter, flag in before:
         parameter.requires_grad_(flag and id(parameter) in chosen)
     try:
-        yield
+        yield [flag for _, flag in before]
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)

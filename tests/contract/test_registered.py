@@ -1,0 +1,138 @@
+"""Everything registered keeps the contract: every strategy in its main forms, every scenario, some compositions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clframe import registry
+from clframe.config import resolve
+from clframe.data import DataRoot
+from clframe.models import backbone_config
+from clframe.scenario import Scenario
+from clframe.strategy import Strategy
+from clframe.testing import Bench, SyntheticScenario, check_scenario, parametrize_with_checks, strategy_checks
+from clframe.testing.devices import StrictMeta
+
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("replay", {"form": "step"}),
+    ("replay", {"policy": "reservoir"}),
+    ("replay", {"policy": "random", "budget": "per_class", "memory_size": 3}),
+    ("replay", {"form": "step", "policy": "ring"}),
+    ("replay", {"form": "step", "policy": "class_balanced"}),
+    ("replay", {"memory_size": 0}),
+    ("ewc", {"mode": "online", "decay": 0.5, "fisher": "batch"}),
+    ("joint", {"every": "experience"}),
+    ("cumulative", {"start": "scratch"}),
+    ("lwf", {"scale": True}),
+    ("replay+ewc", {}),
+    ("lwf+ewc", {}),
+]
+"""Forms beside the defaults of everything registered."""
+
+KNOWN_FAILURES: dict[str, dict[str, str]] = {}
+"""Strategy to {check: reason}; empty is the aim."""
+
+
+def strategies() -> list[Strategy]:
+    everything = [(name, {}) for name in registry.available("strategy")]
+    return [resolve({"strategy": {"name": name, **options}}).strategy for name, options in everything + FORMS]
+
+
+def known_failures(subject: Any) -> dict[str, str]:
+    return KNOWN_FAILURES.get(type(subject).__name__, {})
+
+
+@parametrize_with_checks(strategies(), known_failures)
+def test_strategy(subject: Any, check: Any) -> None:
+    check(subject)
+
+
+SCENARIOS: list[tuple[str, dict[str, Any]]] = [
+    ("split", {"increment": 4}),
+    ("split", {"sizes": [1, 2, 3, 4], "order": "seed:1993", "valid_per_class": 3}),
+    ("split", {"base": 4, "increment": 2, "train_per_class": 20, "test_per_class": 5}),
+    ("split", {"experiences": 5, "setting": "task"}),
+    ("split", {"experiences": 5, "setting": "domain", "classes": [9, 8, 7, 6, 5], "valid_per_class": 1}),
+    ("split", {"experiences": 1}),
+]
+
+
+def scenarios() -> list[Scenario]:
+    """Every registered scenario, cut from the embedded digits, and the forms above."""
+    found: list[Scenario] = []
+    for name in registry.available("scenario"):
+        cls = registry.load("scenario", name)
+        options = {"source": "digits"}
+        found.append(resolve({"scenario": {"name": name, **options, "experiences": 5}}).scenario)
+        assert isinstance(found[-1], cls)
+    found += [resolve({"scenario": {"name": n, "source": "digits", **o}}).scenario for n, o in SCENARIOS]
+    synthetic: list[dict[str, Any]] = [
+        {},
+        {"setting": "task"},
+        {"setting": "domain", "experiences": [[0, 1], [0, 1]]},
+        {"experiences": [[0, 1], [1, 2], [3, 0]]},
+        {"train_per_class": [5, 1, 9], "valid_per_class": 2, "odd": 1},
+        {"unlabelled_per_class": 3, "pool_per_class": 4, "query_budget": 2, "forget_per_experience": 2},
+        {"score": "squared_error", "experiences": [[0, 1], [0, 1]]},
+    ]
+    return found + [SyntheticScenario(**options) for options in synthetic]
+
+
+@parametrize_with_checks(scenarios())
+def test_scenario(subject: Any, check: Any) -> None:
+    check(subject)
+
+
+def test_a_scenario_on_real_images(shared_data: Path) -> None:
+    """CIFAR-100 from its archive, where it lies on this machine; decoding it once takes some seconds."""
+    if "CLFRAME_TEST_CACHE" not in os.environ:
+        pytest.skip("needs CLFRAME_TEST_CACHE, so that CIFAR-100 isn't decoded anew in every run of the tests")
+    check_scenario("split_cifar100", root=DataRoot.resolve(shared_data))
+
+
+DEVICE_BACKBONES: list[tuple[str, dict[str, Any]]] = [
+    ("mlp", {"hidden": [8]}),
+    ("resnet8", {}),
+    ("vit_tiny", {"patch": 4, "dim": 12, "depth": 1}),
+]
+
+
+@pytest.mark.parametrize(("backbone", "options"), DEVICE_BACKBONES, ids=[n for n, _ in DEVICE_BACKBONES])
+@pytest.mark.parametrize("name", registry.available("strategy"))
+def test_steps_on_another_device(name: str, backbone: str, options: dict[str, Any]) -> None:
+    """Device mix-ups can't hide: every strategy's steps, with real backbones, on the meta device."""
+    config = backbone_config(backbone, options)
+    strategy = resolve({"strategy": name}).strategy
+    check = next(c for c in strategy_checks() if c.name == "steps_on_another_device")
+    check(strategy, backbone=config)
+
+
+def test_the_meta_device_is_used() -> None:
+    """The trial is worth something: the network really lies on the meta device, and a mixture is refused."""
+    bench = Bench(resolve({"strategy": "finetune"}).strategy)
+    from clframe.training.context import Context
+
+    network = Context(bench.setup(device="meta")).network
+    assert {p.device.type for p in network.parameters()} == {"meta"}
+    here, there = torch.ones(3), torch.ones(3, device="meta")
+    with StrictMeta(), pytest.raises(Exception, match="mixes"):
+        here + there
+    with StrictMeta(), pytest.raises(Exception, match="positions"):
+        here[torch.zeros(2, dtype=torch.int64, device="meta")]
+    with StrictMeta():
+        assert there[torch.tensor([0, 1])].shape == (2,)  # as a GPU allows
+        assert there.sum().item() == 1.0
+        assert torch.equal(there.cpu(), torch.zeros(3))
+
+
+def test_everything_registered_is_there() -> None:
+    """A name that is registered and can't be loaded would silently drop out of this folder."""
+    assert {"finetune", "joint", "cumulative", "replay", "ewc", "lwf"} <= set(registry.available("strategy"))
+    source = Path(__file__).resolve().parents[2] / "strategies"
+    files = {p.stem for p in source.glob("*.py") if not p.stem.startswith("_")}
+    assert {registry.load("strategy", n).__module__.rsplit(".", 1)[1] for n in registry.available("strategy")} == files
