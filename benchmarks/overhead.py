@@ -79,7 +79,22 @@ class Job:
 JOBS = (
     Job("mlp", "fashion_mnist", "mlp", (("hidden", [400, 400]),), 1, 2000, 200, 10, 3, 64, 0, "none", 1.25),
     Job("resnet32", "cifar100", "resnet32", (), 1, 128, 20, 10, 2, 64, 0, "standard", 1.05),
-    Job("replay_mlp", "cifar100", "mlp", (("hidden", [400, 400]),), 10, 100, 20, 100, 2, 64, 2000, "none", 1 / 0.85, True),
+    Job(
+        "replay_mlp",
+        "cifar100",
+        "mlp",
+        (("hidden", [400, 400]),),
+        10,
+        100,
+        20,
+        100,
+        2,
+        64,
+        2000,
+        "none",
+        1 / 0.85,
+        True,
+    ),
     Job("replay_resnet8", "cifar100", "resnet8", (), 10, 100, 20, 20, 2, 64, 200, "none", 1 / 0.85, True),
 )
 LR = 0.02
@@ -194,7 +209,11 @@ class AvalancheJob:
 
     def __init__(self, job: Job, stream: Stream) -> None:
         from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
-        from avalanche.benchmarks.utils import DataAttribute, as_taskaware_classification_dataset, make_avalanche_dataset
+        from avalanche.benchmarks.utils import (
+            DataAttribute,
+            as_taskaware_classification_dataset,
+            make_avalanche_dataset,
+        )
 
         to_input = ToInput(stream.mean, stream.std)
 

@@ -45,7 +45,11 @@ COMMON: dict[str, dict[str, Any]] = {
 }
 STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
     # source: setting: strategy: λ
-    "digits": {},
+    "digits": {
+        "class": {"ewc": 1e6, "lwf": 0.3},
+        "task": {"ewc": 1e6, "lwf": 0.3},
+        "domain": {"ewc": 1e5, "lwf": 0.3},
+    },
     "fashion_mnist": {},
 }
 STRATEGIES: dict[str, tuple[str, ...]] = {
@@ -75,7 +79,9 @@ def options(strategy: str, source: str, setting: str, strength: float | None = N
     return found
 
 
-def run(source: str, setting: str, strategy: dict[str, Any], seed: int, data_root: str | None, valid: int = 0) -> clframe.Run:
+def run(
+    source: str, setting: str, strategy: dict[str, Any], seed: int, data_root: str | None, valid: int = 0
+) -> clframe.Run:
     """Run once, in a folder that is thrown away."""
     config = json.loads(json.dumps(COMMON[source]))
     config["scenario"] |= {"setting": setting, "valid_per_class": valid}
@@ -101,7 +107,9 @@ def tune(sources: list[str], data_root: str | None) -> None:
                 scores = {}
                 for strength in grid:
                     try:
-                        made = run(source, setting, options(strategy, source, setting, strength), TUNING_SEED, data_root, 20)
+                        made = run(
+                            source, setting, options(strategy, source, setting, strength), TUNING_SEED, data_root, 20
+                        )
                         scores[strength] = round(made.validation, 4)  # type: ignore[attr-defined]
                     except TrainingError:  # a penalty so steep that this learning rate diverges
                         scores[strength] = 0.0
@@ -168,7 +176,12 @@ def main() -> None:
         return
     results = json.loads(given.out.read_text()) if given.out.exists() else {"schema": 1, "runs": []}
     done = {(r["source"], r["setting"], r["strategy"], r["seed"]) for r in results["runs"]}
-    results["settings"] = {"common": COMMON, "strengths": STRENGTHS, "fisher_samples": FISHER_SAMPLES, "hidden": [400, 400]}
+    results["settings"] = {
+        "common": COMMON,
+        "strengths": STRENGTHS,
+        "fisher_samples": FISHER_SAMPLES,
+        "hidden": [400, 400],
+    }
     for source, setting, strategy, seed in jobs(sources, given.seeds):
         if (source, setting, strategy, seed) in done:
             continue

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from clframe.tracking.environment import environment
 from clframe.tracking.files import write_json
 from clframe.tracking.progress import Progress
 from clframe.tracking.recorder import RunRecorder
-from clframe.tracking.rundir import RunDirectory, Tracker
+from clframe.tracking.rundir import RunDirectory, Tracker, run_name
 from clframe.training.checkpoint import export_weights, read_checkpoint, write_checkpoint
 from clframe.training.context import Setup
 from clframe.training.trainer import Trainer
@@ -56,7 +54,7 @@ def run(
         TrainingError: A loss became NaN; the last checkpoint is kept.
     """
     resolved = resolve(config)
-    path = Path(run_dir) if run_dir is not None else _default_directory(resolved.record)
+    path = Path(run_dir) if run_dir is not None else Path("runs") / run_name(resolved.record)
     if run_dir is None and (path / "result.json").is_file():
         return Run(RunDirectory.open(path))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -71,7 +69,6 @@ def run(
         "stream.json": stream_record(stream),
         "environment.json": environment(str(setup.device), stream.data_fingerprint),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
     directory = RunDirectory.create(path, files, resolved.sources)
     return _train(trainer, directory, resolved, trackers, progress, stop_after)
@@ -99,10 +96,11 @@ def resume(
     Raises:
         RunDirectoryError: There is no run, it is in use, or its files are damaged.
     """
-    opened = RunDirectory.open(Path(directory)).lock()
+    opened = RunDirectory.open(Path(directory))
+    if opened.finished:
+        return Run(opened)
+    opened.lock()
     try:
-        if opened.finished:
-            return Run(RunDirectory(opened.path))
         resolved = resolve({**opened.config, **objects})
         stream = open_stream(resolved, data_root, False)
         recorded = opened.stream["fingerprint"]
@@ -114,7 +112,7 @@ def resume(
         trainer = Trainer(build_setup(resolved, stream), _Unwritten())
         latest = opened.checkpoints / "latest.pt"
         if latest.is_file():
-            state = read_checkpoint(latest)
+            state = read_checkpoint(latest, trainer.setup.device)
             opened.cut_events(int(state["events_size"]))
             trainer.load_state(state)
         else:
@@ -149,7 +147,9 @@ class Plan:
         memory: Bytes by purpose.
     """
 
-    def __init__(self, config: dict[str, Any], stream: list[dict[str, Any]], phases: list[dict[str, Any]], memory: dict[str, int]) -> None:
+    def __init__(
+        self, config: dict[str, Any], stream: list[dict[str, Any]], phases: list[dict[str, Any]], memory: dict[str, int]
+    ) -> None:
         self.config = config
         self.stream = stream
         self.phases = phases
@@ -164,13 +164,6 @@ def plan(*, data_root: str | Path | None = None, download: bool = False, **confi
     trainer = Trainer(setup, _Unwritten())
     phases = trainer.plan()
     return Plan(resolved.record, stream.describe(), phases, trainer.memory_bytes())
-
-
-def _default_directory(record: Mapping[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    names = [str(record[part]["name"]) for part in ("scenario", "strategy")]
-    safe = ["".join(c if c.isalnum() or c in "_+" else "_" for c in n.removesuffix(".py").split("/")[-1]) for n in names]
-    return Path("runs") / f"{safe[0]}-{safe[1]}-{record['seed']}-{digest}"
 
 
 def _train(

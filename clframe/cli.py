@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        print(f"clframe: The file system refused{where} ({error.strerror or error}): see that it can be used.", file=sys.stderr)
+        print(
+            f"clframe: The file system refused{where} ({error.strerror or error}): see that it can be used.",
+            file=sys.stderr,
+        )
         return 4
 
 
@@ -114,7 +117,12 @@ def _split(parser: argparse.ArgumentParser, tokens: Sequence[str]) -> tuple[list
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
 ) -> None:
     if issubclass(category, UserWarning):
         print(f"clframe: warning: {message}", file=sys.stderr)
@@ -135,7 +143,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         made_commands[name] = made
         return made
 
-    run = command("run", "run an experiment (with no argument: fine-tuning on digits)", _run, True, epilog=_RUN_HELP, usage=_RUN_USAGE)
+    run = command(
+        "run",
+        "run an experiment (with no argument: fine-tuning on digits)",
+        _run,
+        True,
+        epilog=_RUN_HELP,
+        usage=_RUN_USAGE,
+    )
     run.add_argument("--config", type=Path, metavar="FILE", help="YAML file; options given beside it win")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<scenario>-<strategy>-<seed>-<hash>")
     run.add_argument("--dry-run", action="store_true", help="show stream, phases, steps and memory; train nothing")
@@ -158,10 +173,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     metrics.add_argument("--json", action="store_true", help="everything, as JSON")
     metrics.add_argument("--split", choices=["test", "valid"], default="test")
     listing = command("list", "name the strategies, scenarios, backbones and metrics", _list)
-    listing.add_argument("kind", nargs="?", metavar="KIND", help="strategies, scenarios, backbones or metrics; default all")
+    listing.add_argument(
+        "kind", nargs="?", metavar="KIND", help="strategies, scenarios, backbones or metrics; default all"
+    )
     listing.add_argument("--json", action="store_true", help="as JSON")
     describe = command("describe", "show one strategy, scenario, backbone or metric and its options", _describe)
-    describe.add_argument("what", nargs="+", metavar="[KIND] NAME", help="for instance: strategy replay; also: run, optimizer, head")
+    describe.add_argument(
+        "what", nargs="+", metavar="[KIND] NAME", help="for instance: strategy replay; also: run, optimizer, head"
+    )
     check = command("check", "check that a strategy or scenario of your own keeps the contract", _check)
     check.add_argument("name", metavar="FILE.py:Class")
     data = command("data", "show which data sets are found where, and how to get the others", _data)
@@ -171,7 +190,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 def _common(parser: argparse.ArgumentParser, download: bool = False) -> None:
-    parser.add_argument("--data-root", metavar="DIR", help="where data is looked for, before $CLFRAME_DATA and the cache")
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="where data is looked for, before $CLFRAME_DATA and the cache"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     if download:
@@ -220,7 +241,10 @@ def _configuration(options: argparse.Namespace) -> dict[str, Any]:
     from clframe.tracking.files import read_config
 
     changes = parse_overrides(options.overrides)
-    known = [*option_names(), *(name for name in vars(options) if name not in ("handler", "takes_overrides", "overrides"))]
+    known = [
+        *option_names(),
+        *(name for name in vars(options) if name not in ("handler", "takes_overrides", "overrides")),
+    ]
     unknown = [name for name in changes if name not in option_names()]
     base = {} if options.config is None else read_config(options.config)
     if not unknown:
@@ -298,7 +322,9 @@ def _print_run(run: Any, as_json: bool) -> None:
         for restriction, values in by.items()
         if restriction in _RESTRICTIONS
     ]
-    print(Table(["head", "classes", f"final {score}", "average", "forgetting (max)", f"learning {score}"], rows).to_text())
+    print(
+        Table(["head", "classes", f"final {score}", "average", "forgetting (max)", f"learning {score}"], rows).to_text()
+    )
     print(f"all metrics: {run.path / 'result.json'}")
 
 
@@ -374,7 +400,10 @@ def _metrics(options: argparse.Namespace) -> None:
     ]
     print(Table(["head", "classes", "metric", "value"], rows).to_text())
     if report.absent:
-        print("\nnot given by this run:\n" + Table(["metric", "reason"], [list(i) for i in report.absent.items()]).to_text())
+        print(
+            "\nnot given by this run:\n"
+            + Table(["metric", "reason"], [list(i) for i in report.absent.items()]).to_text()
+        )
 
 
 def _number(value: Any) -> str:
@@ -424,5 +453,3 @@ def _data(options: argparse.Namespace) -> None:
         return
     rows = [[r.name, str(r.found or "–"), "" if r.found else r.how] for r in describe_data(root)]
     print(Table(["data set", "found at", "how to get it"], rows).to_text())
-
-

@@ -32,14 +32,18 @@ class RunOptions(Configurable):
     data_seed: int | None = field(default=None, ge=0, help="Seed of sample order and augmentation; none means `seed`.")
     batch_size: int = field(default=64, ge=1, unit="samples", help="Samples per training step.")
     eval_batch_size: int = field(default=512, ge=1, unit="samples", help="Samples per forward pass when scoring.")
-    augmentation: str | list[Any] = field(default="auto", help="Preset or list of transforms; auto: what the scenario states.")
+    augmentation: str | list[Any] = field(
+        default="auto", help="Preset or list of transforms; auto: what the scenario states."
+    )
     device: str = field(default="auto", help="cpu, cuda, cuda:1, …; auto: a GPU when there is one.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
         default="auto", help="Automatic mixed precision; auto: bf16 on a GPU that has it, else fp32."
     )
     channels_last: bool = field(default=True, help="Keep channels last in convolutions.")
     threads: int | None = field(default=None, ge=1, help="CPU threads; none leaves PyTorch's choice.")
-    evaluate_future: bool = field(default=False, help="Score unseen tasks and the untrained model too (forward transfer).")
+    evaluate_future: bool = field(
+        default=False, help="Score unseen tasks and the untrained model too (forward transfer)."
+    )
     keep_models: bool = field(default=False, help="Keep the checkpoint after every experience.")
     checkpoint_minutes: float = field(default=5.0, gt=0, unit="minutes", help="Longest time between two checkpoints.")
 
@@ -86,7 +90,9 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     if "epochs" not in changes and isinstance(changes.get("strategy"), Mapping) and "epochs" in changes["strategy"]:
         found.pop("epochs", None)  # the short form stands above the section and would win
     for key, value in changes.items():
-        name = key if key in found else next((k for k in found if str(k).replace("-", "_") == key.replace("-", "_")), key)
+        name = (
+            key if key in found else next((k for k in found if str(k).replace("-", "_") == key.replace("-", "_")), key)
+        )
         old = found.get(name)
         if isinstance(value, Mapping):
             old = {"name": old} if isinstance(old, str) else old
@@ -207,7 +213,9 @@ class _Resolver:
         from clframe.strategy import Strategy
 
         if not isinstance(value, Strategy) or (isinstance(value, Composite) and not value.parts):
-            raise ConfigurationError(f"strategy: expected a strategy, received {value!r}: give a name or a Strategy object.")
+            raise ConfigurationError(
+                f"strategy: expected a strategy, received {value!r}: give a name or a Strategy object."
+            )
         changes = {} if self.epochs is None else {"epochs": self.epochs}
         parts = []
         for part in _flat(value):
@@ -346,7 +354,9 @@ def _class(kind: Kind, name: str, options: dict[str, Any]) -> tuple[str, type[Co
     full = registry.absolute(plain)
     cls = registry.load(kind, full)
     if not issubclass(cls, Configurable) or not issubclass(cls, _base(kind)):
-        raise ConfigurationError(f"The {kind} {plain!r} must derive from clframe.{kind.title()}, but {cls.__name__} doesn't.")
+        raise ConfigurationError(
+            f"The {kind} {plain!r} must derive from clframe.{kind.title()}, but {cls.__name__} doesn't."
+        )
     for version in (asked, options.pop("version", None)):
         _check_version(version, cls, kind, plain)
     return full, cls

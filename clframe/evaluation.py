@@ -109,8 +109,8 @@ def classification_columns(scores: Tensor, local: Tensor, upto: Tensor) -> tuple
         upto: (B, K) bool, the classes of the tasks up to it.
 
     Returns:
-        The argmax over all, within `local` and within `upto` (int32; -1 where the mask is empty), the largest
-        softmax probability, the energy -logsumexp, and the entropy in nats (float32).
+        The argmax over all, within `local` and within `upto` (int32; -1 where the mask allows no class, or only
+        classes that the head can't predict, whose score is -inf), the largest softmax probability, the energy -logsumexp, and the entropy in nats (float32).
     """
     log_sum = scores.logsumexp(dim=1)
     log_p = scores - log_sum[:, None]
@@ -127,8 +127,8 @@ def classification_columns(scores: Tensor, local: Tensor, upto: Tensor) -> tuple
 
 
 def _argmax_within(scores: Tensor, mask: Tensor) -> Tensor:
-    best = scores.masked_fill(~mask, -torch.inf).argmax(dim=1)
-    return torch.where(mask.any(dim=1), best, torch.full_like(best, -1)).int()
+    highest, best = scores.masked_fill(~mask, -torch.inf).max(dim=1)
+    return best.masked_fill(highest == -torch.inf, -1).int()
 
 
 def _class_masks(stream: Stream) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,18 @@ from typing import Any, Literal
 
 from clframe.errors import ConfigurationError, did_you_mean
 
-__all__ = ["Kind", "absolute", "available", "load", "load_all", "load_object", "name_of", "register", "source_file", "split_names"]
+__all__ = [
+    "Kind",
+    "absolute",
+    "available",
+    "load",
+    "load_all",
+    "load_object",
+    "name_of",
+    "register",
+    "source_file",
+    "split_names",
+]
 
 Kind = Literal["strategy", "scenario", "backbone"]
 _GROUPS: dict[Kind, str] = {

@@ -70,7 +70,10 @@ def metrics_of(directory: RunDirectory, split: str = "test") -> MetricReport:
 def result_of(directory: RunDirectory, report: MetricReport, counters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of `result.json`."""
     stream = directory.stream
-    primary = {"head": next(iter(report.values), None), "restriction": "local" if stream["setting"] == "task" else "global"}
+    primary = {
+        "head": next(iter(report.values), None),
+        "restriction": "local" if stream["setting"] == "task" else "global",
+    }
     return {"schema": 1, "stream": "test", "primary": primary, **report.to_dict(), "counters": dict(counters)}
 
 
@@ -204,7 +207,9 @@ class Run:
         strategy: Strategy = self._model[0]
         return strategy
 
-    def predict(self, images: ArrayLike | Tensor, head: str | None = None, task_ids: ArrayLike | None = None) -> list[str]:
+    def predict(
+        self, images: ArrayLike | Tensor, head: str | None = None, task_ids: ArrayLike | None = None
+    ) -> list[str]:
         """Name the class of every image.
 
         Args:

@@ -254,7 +254,7 @@ class Strategy(Configurable):
         Raises:
             ContractError: No run has started.
         """
-        run = getattr(self, "_run", None)
+        run: RunContext | None = getattr(self, "_run", None)
         if run is None:
             raise ContractError(f"{type(self).__name__} belongs to no run yet: its hooks are called by the trainer.")
         return run

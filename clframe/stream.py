@@ -249,10 +249,10 @@ class Stream:
             where = f"Experience {i + 1} of the scenario {self.name!r}"
             if (e.index, e.is_last) != (i, i == len(self.experiences) - 1):
                 raise ContractError(f"{where} must have index {i}, and only the last one is_last.")
-            self._check_labels(e, seen, where)
-            seen = max(seen, e.num_seen_classes)
             for name in ("train", "valid", "unlabelled", "pool", "forget"):
                 _check_ids(getattr(e, name), self.train, f"{where}: ids of {name}")
+            self._check_labels(e, seen, where)
+            seen = max(seen, e.num_seen_classes)
         for t in self.tasks:
             _check_ids(t.test, self.test, f"{whole}: test ids of task {t.index + 1}")
             _check_ids(t.valid, self.train, f"{whole}: validation ids of task {t.index + 1}")

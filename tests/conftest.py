@@ -27,6 +27,10 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tests decode into a cache of their own and leave the user's alone."""
-    folder = Path(os.environ["CLFRAME_TEST_CACHE"]) if "CLFRAME_TEST_CACHE" in os.environ else tmp_path_factory.mktemp("cache")
+    folder = (
+        Path(os.environ["CLFRAME_TEST_CACHE"])
+        if "CLFRAME_TEST_CACHE" in os.environ
+        else tmp_path_factory.mktemp("cache")
+    )
     os.environ["CLFRAME_CACHE"] = str(folder)
     return folder

@@ -130,7 +130,9 @@ def test_objects_and_names_give_the_same_record() -> None:
 
 def test_a_composition_in_python_is_the_one_by_name() -> None:
     record = assert_repeats({"strategy": STRATEGY(memory_size=9, epochs=2) + EWC(strength=5.0)})
-    assert record == resolve({"strategy": {"name": "replay+ewc", "memory_size": 9, "strength": 5.0, "epochs": 2}}).record
+    assert (
+        record == resolve({"strategy": {"name": "replay+ewc", "memory_size": 9, "strength": 5.0, "epochs": 2}}).record
+    )
 
 
 def test_objects_stay_as_they_were() -> None:
@@ -144,7 +146,11 @@ def test_objects_stay_as_they_were() -> None:
 
 def test_a_users_file_is_recorded_with_its_full_path_and_its_text(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(mine.parent)
-    config = {"strategy": "replay+mine.py:Mine", "scenario": "mine.py:Cut", "backbone": {"name": "mine.py:Net", "width": "5"}}
+    config = {
+        "strategy": "replay+mine.py:Mine",
+        "scenario": "mine.py:Cut",
+        "backbone": {"name": "mine.py:Net", "width": "5"},
+    }
     resolved = resolve(config)
     monkeypatch.chdir("/")
     assert again(resolved.record) == resolved.record
@@ -156,7 +162,9 @@ def test_a_users_file_is_recorded_with_its_full_path_and_its_text(mine: Path, mo
 
 
 @pytest.mark.parametrize("key", ["mine.py:Mine", "Mine"])
-def test_a_part_of_a_composition_is_addressed_by_its_name_or_class(mine: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_a_part_of_a_composition_is_addressed_by_its_name_or_class(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     monkeypatch.chdir(mine.parent)
     config = {"strategy": {"name": "ewc+mine.py:Mine", key: {"strength": 3}, "ewc": {"strength": 4}}}
     parts = resolve(config).strategy.parts
@@ -185,7 +193,8 @@ def test_what_only_python_knows_must_be_given_again(section: str) -> None:
     record = resolve({section: given}).record
     assert record[section]["name"].startswith("python:")
     with pytest.raises(
-        ConfigurationError, match=rf"was an object in Python: give it again, as in clframe.resume\(directory, {section}="
+        ConfigurationError,
+        match=rf"was an object in Python: give it again, as in clframe.resume\(directory, {section}=",
     ):
         resolve(record)
     assert resolve({**record, section: given}).record == record
@@ -201,7 +210,9 @@ def test_a_given_module_stays_untrained() -> None:
 
 
 def test_names_may_carry_their_version() -> None:
-    assert resolve({"strategy": "replay@1", "scenario": "split_digits@1"}).record == resolve({"strategy": "replay"}).record
+    assert (
+        resolve({"strategy": "replay@1", "scenario": "split_digits@1"}).record == resolve({"strategy": "replay"}).record
+    )
     for config in (
         {"strategy": "replay@7"},
         {"strategy": {"name": "replay", "version": 7}},
@@ -280,7 +291,9 @@ def test_one_sentence_for_each(config: dict[Any, Any], said: str) -> None:
         ({"batch-size": 5}, {"batch_size": 3}, {"batch-size": 3}),
     ],
 )
-def test_what_is_given_beside_a_file_wins(base: dict[str, Any], changes: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_what_is_given_beside_a_file_wins(
+    base: dict[str, Any], changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
     before = yaml.safe_dump([base, changes])
     assert merged(base, changes) == expected
     assert yaml.safe_dump([base, changes]) == before, "neither is changed"

@@ -31,7 +31,13 @@ def finite_difference(loss, logits: torch.Tensor, step: float = 1e-6) -> torch.T
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 7), classes=st.integers(1, 6), per_sample=st.booleans(), data=st.data())
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 7),
+    classes=st.integers(1, 6),
+    per_sample=st.booleans(),
+    data=st.data(),
+)
 def test_cross_entropy_equals_numpy_over_the_allowed_classes(seed, count, classes, per_sample, data):
     logits = draw(seed, count, classes)
     targets = [data.draw(st.integers(-1, classes - 1)) for _ in range(count)]

@@ -157,7 +157,7 @@ def test_random_choice_is_uniform_and_reproducible():
 @pytest.mark.parametrize("policy", ["herding", "random"])
 def test_a_returning_class_shares_its_quota_in_proportion_to_its_history(policy):
     memory = ExemplarMemory(12, budget="per_class", policy=policy)
-    old, new = range(0, 60), range(100, 130)  # twice as many samples before as now
+    old, new = range(60), range(100, 130)  # twice as many samples before as now
     add(memory, list(old), [0] * 60, 1)
     first = memory.ids.tolist()
     add(memory, list(new), [0] * 30, 1)
@@ -184,11 +184,14 @@ def test_a_sample_is_not_stored_twice():
 
 
 @pytest.mark.parametrize(
-    ("size", "budget", "policy", "classes"), [(9, "total", "herding", 10), (3, "total", "random", 4), (1, "total", "ring", 2)]
+    ("size", "budget", "policy", "classes"),
+    [(9, "total", "herding", 10), (3, "total", "random", 4), (1, "total", "ring", 2)],
 )
 def test_a_budget_that_leaves_a_class_nothing_is_refused(size, budget, policy, classes):
     memory = ExemplarMemory(size, budget=budget, policy=policy)
-    with pytest.raises(ConfigurationError, match=rf"each of {classes} classes, received memory_size={size}.*raise it to {classes}"):
+    with pytest.raises(
+        ConfigurationError, match=rf"each of {classes} classes, received memory_size={size}.*raise it to {classes}"
+    ):
         memory.check(classes)
     memory.check(size)
 
@@ -202,7 +205,9 @@ def test_a_budget_without_quotas_and_an_empty_one_are_fine():
 
 @pytest.mark.parametrize("policy", ["reservoir", "class_balanced"])
 def test_a_reservoir_has_no_per_class_budget(policy):
-    with pytest.raises(ConfigurationError, match=f"total budget for the memory policy '{policy}', received 'per_class'"):
+    with pytest.raises(
+        ConfigurationError, match=f"total budget for the memory policy '{policy}', received 'per_class'"
+    ):
         ExemplarMemory(5, budget="per_class", policy=policy)
 
 
@@ -367,7 +372,12 @@ KINDS = [("herding", "total"), ("herding", "per_class"), ("random", "total"), ("
 
 
 @settings(max_examples=80, deadline=None)
-@given(kind=st.sampled_from(KINDS), size=st.integers(0, 25), seed=st.integers(0, 999), steps=st.lists(operation(), max_size=12))
+@given(
+    kind=st.sampled_from(KINDS),
+    size=st.integers(0, 25),
+    seed=st.integers(0, 999),
+    steps=st.lists(operation(), max_size=12),
+)
 def test_the_budget_is_never_exceeded_and_labels_and_extras_stay_with_their_samples(kind, size, seed, steps):
     policy, budget = kind
     memory = ExemplarMemory(size, budget=budget, policy=policy, sample_bytes=3)

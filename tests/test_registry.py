@@ -47,7 +47,9 @@ def test_every_registered_name_loads_and_is_named_back(kind: registry.Kind) -> N
         assert registry.name_of(kind, registry.load(kind, name)) == name
 
 
-def test_a_class_in_a_users_file_is_one_class_however_often_it_is_loaded(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_in_a_users_file_is_one_class_however_often_it_is_loaded(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cls = registry.load("strategy", f"{mine}:Mine")
     monkeypatch.chdir(mine.parent)
     assert registry.load("strategy", "mine.py:Mine") is cls
@@ -86,7 +88,10 @@ def test_registered_in_this_process() -> None:
         ("nowhere/mine.py:Mine", "There is no file nowhere/mine.py; give the path of a Python file"),
         ("no_such_package:Mine", "The module 'no_such_package' could not be imported (ModuleNotFoundError"),
         ("clframe.strategy:Stratgy", "clframe.strategy has nothing named 'Stratgy'. Did you mean 'Strategy'?"),
-        ("clframe.losses:cross_entropy", "Expected a strategy class at 'clframe.losses:cross_entropy', received function."),
+        (
+            "clframe.losses:cross_entropy",
+            "Expected a strategy class at 'clframe.losses:cross_entropy', received function.",
+        ),
     ],
 )
 def test_what_is_not_there_is_named(name: str, sentence: str) -> None:

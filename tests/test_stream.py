@@ -13,15 +13,15 @@ from clframe.stream import EvaluationTask, Experience, SampleTable, Stream, no_s
 from clframe.testing.streams import synthetic_stream
 
 
-def changed(stream: Stream, index: int, **changes) -> Stream:
+def changed(stream: Stream, which: int, /, **changes) -> Stream:
     experiences = list(stream.experiences)
-    experiences[index] = dataclasses.replace(experiences[index], **changes)
+    experiences[which] = dataclasses.replace(experiences[which], **changes)
     return dataclasses.replace(stream, experiences=tuple(experiences))
 
 
-def task_changed(stream: Stream, index: int, **changes) -> Stream:
+def task_changed(stream: Stream, which: int, /, **changes) -> Stream:
     tasks = list(stream.tasks)
-    tasks[index] = dataclasses.replace(tasks[index], **changes)
+    tasks[which] = dataclasses.replace(tasks[which], **changes)
     return dataclasses.replace(stream, tasks=tuple(tasks))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,13 +79,32 @@ def check_fit(strategy: Strategy, stream: Stream, backbone: BackboneConfig) -> N
     tags = tags_of(strategy)
     name = "+".join(type(s).__name__ for s in leaves(strategy))
     wrong = [
-        (stream.setting not in tags.settings, f"is defined for {_words(tags.settings)}-incremental streams, not {stream.setting}"),
-        (stream.score not in tags.scores, f"learns from {_words(tags.scores)}, but the stream is scored by {stream.score}"),
-        (tags.needs_boundaries and not stream.boundaries, "needs to be told where tasks end, which this stream doesn't say"),
+        (
+            stream.setting not in tags.settings,
+            f"is defined for {_words(tags.settings)}-incremental streams, not {stream.setting}",
+        ),
+        (
+            stream.score not in tags.scores,
+            f"learns from {_words(tags.scores)}, but the stream is scored by {stream.score}",
+        ),
+        (
+            tags.needs_boundaries and not stream.boundaries,
+            "needs to be told where tasks end, which this stream doesn't say",
+        ),
         (stream.online and not tags.online, "can't learn from a single pass"),
-        (_has(stream, "unlabelled") and not tags.uses_unlabelled, "can't use samples without labels, which this stream has"),
+        (
+            _has(stream, "unlabelled") and not tags.uses_unlabelled,
+            "can't use samples without labels, which this stream has",
+        ),
         (_has(stream, "forget") and not tags.can_unlearn, "can't unlearn samples, which this stream asks for"),
-        (tags.needs_pretrained and not _pretrained(backbone), "needs a backbone with weights: give --backbone.weights FILE"),
+        (
+            tags.needs_layernorm and not _has_layernorm(backbone, stream.shape),
+            "needs a backbone with LayerNorm, such as vit_tiny",
+        ),
+        (
+            tags.needs_pretrained and not _pretrained(backbone),
+            "needs a backbone with weights: give --backbone.weights FILE",
+        ),
     ]
     problems = [f"{name} {text}: choose another strategy or scenario." for bad, text in wrong if bad]
     if problems:
@@ -101,11 +119,18 @@ def _has(stream: Stream, what: str) -> bool:
     return any(len(getattr(e, what)) for e in stream.experiences)
 
 
+def _has_layernorm(backbone: BackboneConfig, shape: tuple[int, ...]) -> bool:
+    with torch.device("meta"):
+        return any(isinstance(m, torch.nn.LayerNorm) for m in backbone.skeleton(shape).modules())
+
+
 def _pretrained(backbone: BackboneConfig) -> bool:
     return bool(backbone.weights) or bool(getattr(backbone, "pretrained", False))
 
 
-def _factories(backbone: BackboneConfig, shape: tuple[int, ...]) -> tuple[Callable[[], Backbone], Callable[[], Backbone]]:
+def _factories(
+    backbone: BackboneConfig, shape: tuple[int, ...]
+) -> tuple[Callable[[], Backbone], Callable[[], Backbone]]:
     return lambda: backbone.build(shape), lambda: backbone.skeleton(shape)
 
 
@@ -209,5 +234,3 @@ def _hollow_stream(record: dict[str, Any]) -> Stream:
         setting=record["setting"],
         score=record["score"],
     )
-
-

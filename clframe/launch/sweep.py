@@ -247,7 +247,9 @@ def _checked(plan: Mapping[str, Any]) -> dict[str, Any]:
 def _combinations(plan: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every combination of the plan's axes; seeds change fastest, so that the first results can be compared."""
     axes: list[list[dict[str, Any]]] = [
-        [{section: {"name": v} if isinstance(v, str) else v} for v in plan[key]] for key, section in _AXES.items() if key in plan
+        [{section: {"name": v} if isinstance(v, str) else v} for v in plan[key]]
+        for key, section in _AXES.items()
+        if key in plan
     ]
     axes += [[_nested(str(option), v) for v in values] for option, values in plan.get("grid", {}).items()]
     if "seeds" in plan:
@@ -382,7 +384,9 @@ def _progress(total: int) -> Iterator[Any]:
             nonlocal done
             done += 1
             bar.update()
-            line = f"{done}/{total} {run.name}: " + ("finished" if code == 0 else f"failed: {run.complaint} (see {run.log})")
+            line = f"{done}/{total} {run.name}: " + (
+                "finished" if code == 0 else f"failed: {run.complaint} (see {run.log})"
+            )
             if not live:
                 print(line, file=sys.stderr)
             elif code:

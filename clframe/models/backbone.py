@@ -251,7 +251,7 @@ def backbone_config(name: str | type | Callable[..., Any], options: Mapping[str,
     if isinstance(name, str) and name.startswith(TIMM_PREFIX):
         values = {"model": name.removeprefix(TIMM_PREFIX), **values}
         name = "timm"
-    return spec.build(_config_class(name), values, "backbone")
+    return spec.build(config_class(name), values, "backbone")
 
 
 def build_backbone(
@@ -271,7 +271,7 @@ def build_backbone(
     return backbone_config(name, options).build(input_shape)
 
 
-def _config_class(name: str | type | Callable[..., Any]) -> type[BackboneConfig]:
+def config_class(name: str | type | Callable[..., Any]) -> type[BackboneConfig]:
     found: Any = name
     if isinstance(name, str):
         listed = name in registry.available("backbone") or ":" not in name

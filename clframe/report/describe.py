@@ -38,7 +38,9 @@ def listing(kind: str | None = None) -> list[dict[str, str]]:
     kinds = (*_REGISTERED, "metric")
     chosen = None if kind is None else _PLURALS.get(kind, kind)
     if chosen is not None and chosen not in kinds:
-        raise ConfigurationError(f"Expected one of {', '.join(_PLURALS)}, received {kind!r}.{did_you_mean(chosen, _PLURALS)}")
+        raise ConfigurationError(
+            f"Expected one of {', '.join(_PLURALS)}, received {kind!r}.{did_you_mean(chosen, _PLURALS)}"
+        )
     rows = []
     for known in _REGISTERED:
         if chosen in (None, known):
@@ -61,7 +63,9 @@ def describe(*what: str) -> str:
     if len(what) == 1 and what[0] in _PARTS:
         return _describe_part(what[0])
     if len(what) not in (1, 2):
-        raise ConfigurationError(f"Expected a kind and a name, as in `describe strategy replay`, received {' '.join(what)!r}.")
+        raise ConfigurationError(
+            f"Expected a kind and a name, as in `describe strategy replay`, received {' '.join(what)!r}."
+        )
     kind = _PLURALS.get(what[0], what[0]) if len(what) == 2 else _kind_of(what[0])
     name = what[-1]
     if kind == "metric":
@@ -110,12 +114,18 @@ def _kind_of_object(name: str) -> str:
     from clframe.strategy import Strategy
 
     found = registry.load_object(name)
-    kinds: dict[str, tuple[type, ...]] = {"strategy": (Strategy,), "scenario": (Scenario,), "backbone": (BackboneConfig, nn.Module)}
+    kinds: dict[str, tuple[type, ...]] = {
+        "strategy": (Strategy,),
+        "scenario": (Scenario,),
+        "backbone": (BackboneConfig, nn.Module),
+    }
     if isinstance(found, type):
         for kind, bases in kinds.items():
             if issubclass(found, bases):
                 return kind
-    raise ConfigurationError(f"Expected a strategy, scenario or backbone at {name!r}, received {found!r}: say which class.")
+    raise ConfigurationError(
+        f"Expected a strategy, scenario or backbone at {name!r}, received {found!r}: say which class."
+    )
 
 
 # -- one thing of a kind -----------------------------------------------------------------------------------------------
@@ -150,10 +160,10 @@ def _typed_of_part(part: str, others: set[str]) -> Callable[[FieldInfo], str]:
 
 
 def _describe_backbone(name: str) -> str:
-    from clframe.models.backbone import _config_class
+    from clframe.models.backbone import config_class
 
     plain = "timm" if name.startswith("timm/") else name
-    cls = _config_class(plain)
+    cls = config_class(plain)
     return _text(name, _doc(cls), _options(cls, "backbone"), _example("backbone", name, [cls] if plain == name else []))
 
 
@@ -163,7 +173,9 @@ def _describe_part(name: str) -> str:
         from clframe.strategy import Strategy
 
         main = next(f for f in fields_of(Strategy) if f.name == "epochs")
-        epochs = dataclasses.replace(main, default=dataclasses.MISSING, help=f"Short for --strategy.epochs. {main.help}")
+        epochs = dataclasses.replace(
+            main, default=dataclasses.MISSING, help=f"Short for --strategy.epochs. {main.help}"
+        )
         fields = [epochs, *fields_of(RunOptions)]
         options = _option_list("Options", fields, lambda f: _typed("", f.name), required="the strategy's")
         parts = f"A run has the sections {', '.join(_typed('', s) for s in SECTIONS)}, each with options of its own."

@@ -94,7 +94,9 @@ def read_config(path: Path, what: str = "options") -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"Expected a YAML file at {path}, but it can't be read ({error}).") from None
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is no valid YAML ({' '.join(str(error).split())}): correct it there.") from None
+        raise ConfigurationError(
+            f"{path} is no valid YAML ({' '.join(str(error).split())}): correct it there."
+        ) from None
     found = {} if found is None else found
     if not isinstance(found, dict):
         raise ConfigurationError(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from clframe.data.augment import Augmentation, ToInput
+from clframe.data.augment import Augmentation, Pipeline, ToInput
 from clframe.strategy import Batch, DataView, TensorView
 from clframe.stream import Experience, SampleTable
 from clframe.training.seeds import RandomStreams
@@ -46,8 +46,8 @@ class BatchMaker:
         table: SampleTable,
         to_input: ToInput,
         device: torch.device,
-        augmentation: Augmentation | None = None,
-        test_transform: Augmentation | None = None,
+        augmentation: Augmentation | Pipeline | None = None,
+        test_transform: Augmentation | Pipeline | None = None,
     ) -> None:
         self.table = table
         self.device = device

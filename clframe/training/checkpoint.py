@@ -44,14 +44,37 @@ def pack(value: Any, name: str = "value") -> Any:
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, Tensor):
+        return _pack_tensor(value)
+    if isinstance(value, (nn.Module, ExemplarMemory, torch.Generator)):
+        return _pack_object(value, name)
+    if isinstance(value, (tuple, set, frozenset)):
+        return {_KIND: type(value).__name__, "items": [pack(v, f"{name}[{i}]") for i, v in enumerate(_ordered(value))]}
+    if isinstance(value, list):
+        return [pack(v, f"{name}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {_KIND: "dict", "items": [[pack(k), pack(v, f"{name}[{k!r}]")] for k, v in value.items()]}
+    raise _refusal(value, name)
+
+
+def _refusal(value: Any, name: str) -> ContractError:
+    return ContractError(
+        f"{name} is a {type(value).__name__}, which a checkpoint can't hold: keep tensors, numbers, text, networks, "
+        "memories, nn.Linear, or lists and dictionaries of them."
+    )
+
+
+def _pack_tensor(value: Tensor) -> Any:
     if isinstance(value, nn.Parameter):
         return {_KIND: "parameter", "data": value.detach(), "requires_grad": value.requires_grad}
-    if isinstance(value, Tensor):
-        return value.detach()
+    return value.detach()
+
+
+def _pack_object(value: nn.Module | ExemplarMemory | torch.Generator, name: str) -> dict[str, Any]:
     if isinstance(value, Network):
         flags = [p.requires_grad for p in value.parameters()]
-        return {_KIND: "network", "structure": value.structure(), "state": value.state_dict(),
-                "training": value.training, "requires_grad": flags}  # fmt: skip
+        state = {"state": value.state_dict(), "training": value.training, "requires_grad": flags}
+        return {_KIND: "network", "structure": value.structure(), **state}
     if isinstance(value, ExemplarMemory):
         return {_KIND: "memory", "state": value.state_dict()}
     if isinstance(value, nn.Linear):
@@ -59,16 +82,7 @@ def pack(value: Any, name: str = "value") -> Any:
         return {_KIND: "linear", "shape": shape, "state": value.state_dict()}
     if isinstance(value, torch.Generator):
         return {_KIND: "generator", "state": value.get_state()}
-    if isinstance(value, (tuple, set, frozenset)):
-        return {_KIND: type(value).__name__, "items": [pack(v, f"{name}[{i}]") for i, v in enumerate(_ordered(value))]}
-    if isinstance(value, list):
-        return [pack(v, f"{name}[{i}]") for i, v in enumerate(value)]
-    if isinstance(value, Mapping):
-        return {_KIND: "dict", "items": [[pack(k), pack(v, f"{name}[{k!r}]")] for k, v in value.items()]}
-    raise ContractError(
-        f"{name} is a {type(value).__name__}, which a checkpoint can't hold: keep tensors, numbers, text, networks, "
-        "memories, nn.Linear, or lists and dictionaries of them."
-    )
+    raise _refusal(value, name)
 
 
 def _ordered(value: Any) -> list[Any]:

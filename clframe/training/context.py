@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clframe.data.augment import Augmentation, ToInput
+from clframe.data.augment import Augmentation, Pipeline, ToInput
 from clframe.models import Backbone, HeadConfig, Network
 from clframe.strategy import Batch, Strategy
 from clframe.stream import Experience, Stream
@@ -60,8 +60,8 @@ class Setup:
     device: torch.device
     precision: str = "fp32"
     channels_last: bool = True
-    augmentation: Augmentation | None = None
-    test_transform: Augmentation | None = None
+    augmentation: Augmentation | Pipeline | None = None
+    test_transform: Augmentation | Pipeline | None = None
     evaluate_future: bool = False
     dry: bool = False
 
@@ -104,7 +104,7 @@ class Context:
     def place(self, network: Network) -> Network:
         """Move a network to the run's device and memory format."""
         network = network.to(self.device)
-        return network.to(memory_format=torch.channels_last) if self.setup.channels_last else network  # type: ignore[call-overload, no-any-return]
+        return network.to(memory_format=torch.channels_last) if self.setup.channels_last else network
 
     def recipe(self, experience: Experience, changes: dict[str, object] | None) -> Recipe:
         """Return the recipe of a phase of an experience."""

@@ -34,12 +34,16 @@ class Recipe(Configurable):
         help="Multistep: drop after these epochs; values below 1 are fractions of the phase.",
     )
     gamma: float = field(default=0.1, gt=0, le=1, help="Multistep: factor of every drop.")
-    per: Literal["epoch", "step"] = field(default="epoch", help="Whether the rate changes between epochs or between steps.")
+    per: Literal["epoch", "step"] = field(
+        default="epoch", help="Whether the rate changes between epochs or between steps."
+    )
     warmup: float = field(
         default=0.0, ge=0, unit="epochs", help="Linear warm-up; later milestones count from the phase's start."
     )
     clip_norm: float | None = field(default=None, gt=0, help="Largest gradient norm; none means no clipping.")
-    clip_value: float | None = field(default=None, gt=0, help="Largest absolute gradient entry; none means no clipping.")
+    clip_value: float | None = field(
+        default=None, gt=0, help="Largest absolute gradient entry; none means no clipping."
+    )
 
     def changed(self, changes: dict[str, object] | None) -> Recipe:
         """Return this recipe with some fields changed by name."""

@@ -27,7 +27,7 @@ def derive_seed(seed: int, *keys: object) -> int:
 def seed_globals(seed: int) -> None:
     """Seed the global generators that layers such as dropout, or a user's code, draw from."""
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also queue work for a GPU not in use
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -38,7 +38,7 @@ def global_state() -> dict[str, Any]:
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
         "python": list(random.getstate()[1]),
         "python_gauss": random.getstate()[2],
         "numpy": [

@@ -32,7 +32,7 @@ class Stepper:
         parts = leaves(strategy)
         self._after_backward = any(type(p).after_backward is not Strategy.after_backward for p in parts)
         self._after_step = any(type(p).after_step is not Strategy.after_step for p in parts)
-        self._parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        self.parameters = [p for g in optimizer.param_groups for p in g["params"]]
         self._mixed = setup.precision != "fp32"
 
     def begin_epoch(self, epoch: int) -> None:
@@ -70,7 +70,7 @@ class Stepper:
             if self._after_backward:
                 self.strategy.after_backward(batch)
             if self.recipe.clips:
-                self.recipe.clip(self._parameters)
+                self.recipe.clip(self.parameters)
         if scaled:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -79,6 +79,7 @@ class Stepper:
 
 
 def autocast(setup: Setup) -> contextlib.AbstractContextManager[Any]:
+    """Return the context of automatic mixed precision, which does nothing at full precision."""
     if setup.precision == "fp32":
         return contextlib.nullcontext()
     dtype = torch.float16 if setup.precision == "fp16" else torch.bfloat16

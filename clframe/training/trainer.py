@@ -48,7 +48,7 @@ class Recorder(Protocol):
         ...
 
 
-class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
+class Stopped(Exception):
     """The run was asked to stop and has saved where it is."""
 
 
@@ -162,7 +162,7 @@ class Trainer:
         if len(experience.pool):
             chosen = self.strategy.query(experience)
             wrong = len(chosen) > experience.query_budget or not bool(torch.isin(chosen, experience.pool).all())
-            if wrong or len(chosen.unique()) != len(chosen):
+            if wrong or len(chosen.unique()) != len(chosen):  # type: ignore[no-untyped-call]
                 raise ContractError(
                     f"query must choose up to {experience.query_budget} different samples of the pool, received {len(chosen)}."
                 )
@@ -300,11 +300,21 @@ class Trainer:
                 "lr": stepper.optimizer.param_groups[0]["lr"],
             },
         )
+        self._refuse_ruined(experience, phase, epoch, stepper)
         self._losses = []
         self.position = Position(experience.index, "train", self.position.phase, epoch + 1)
         self._checkpoint(None, stepper)
         if self.stop_after is not None and self._steps_here >= self.stop_after:
             raise Stopped
+
+    def _refuse_ruined(self, experience: Experience, phase: Phase, epoch: int, stepper: Stepper) -> None:
+        """Keep the last good checkpoint when the weights themselves have become infinite or NaN."""
+        norms = torch.stack(torch._foreach_norm(stepper.parameters))
+        if not bool(norms.isfinite().all()):
+            raise TrainingError(
+                f"Weights became infinite or NaN in experience {experience.index + 1}, phase {phase.name!r}, epoch "
+                f"{epoch + 1}: lower the learning rate or clip the gradients; the last checkpoint is from before."
+            )
 
     def _finite(self, experience: Experience, phase: Phase, epoch: int) -> dict[str, float]:
         """Fetch the epoch's losses in one go and refuse to go on from one that is not a number."""

@@ -47,7 +47,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; not to be changed."""
     directory = tmp_path_factory.mktemp("finished") / "run"
     assert (
-        main(["run", "--run-dir", str(directory), "--strategy", "replay", "--strategy.memory-size", "8", "--quiet", *MINI]) == 0
+        main(
+            [
+                "run",
+                "--run-dir",
+                str(directory),
+                "--strategy",
+                "replay",
+                "--strategy.memory-size",
+                "8",
+                "--quiet",
+                *MINI,
+            ]
+        )
+        == 0
     )
     return directory
 

@@ -36,10 +36,22 @@ Tree = Callable[[Path], dict[str, bytes | None]]
         ("--strategy.epochs many", "strategy.epochs: expected int ≥ 1 epochs, received 'many'."),
         ("--seed -5", "seed: expected int ≥ 0, received '-5'."),
         ("--seed=-5", "seed: expected int ≥ 0, received '-5'."),
-        ("--strategy replay --strategy.memory-size -5", "strategy.memory_size: expected int ≥ 0 samples, received '-5'."),
-        ("--strategy replay --strategy.memory-size", "strategy.memory_size: expected int ≥ 0 samples, received 'true'."),
-        ("--scenario.experiences 3", "scenario.experiences: 10 classes don't divide into 3 experiences; give a list of sizes"),
-        ("--strategy replay --strategy.memory-size 5", "at least one exemplar for each of 10 classes, received memory_size=5"),
+        (
+            "--strategy replay --strategy.memory-size -5",
+            "strategy.memory_size: expected int ≥ 0 samples, received '-5'.",
+        ),
+        (
+            "--strategy replay --strategy.memory-size",
+            "strategy.memory_size: expected int ≥ 0 samples, received 'true'.",
+        ),
+        (
+            "--scenario.experiences 3",
+            "scenario.experiences: 10 classes don't divide into 3 experiences; give a list of sizes",
+        ),
+        (
+            "--strategy replay --strategy.memory-size 5",
+            "at least one exemplar for each of 10 classes, received memory_size=5",
+        ),
         ("--device gpu", "Expected a device such as cpu or cuda, received 'gpu'."),
         ("--precision fp16 --device cpu", "Expected fp32 or bf16 on cpu, received precision fp16: it needs a GPU."),
         ("--precision int8", "precision: expected 'auto' | 'fp32' | 'bf16' | 'fp16', received 'int8'."),
@@ -91,7 +103,10 @@ def test_several_problems_are_all_named(cli: Cli, tmp_path: Path, tree: Tree) ->
         ("sed: 3", "sed is not an option of a run. Did you mean 'seed'?"),
         ("strategy: {name: ewc, version: 9}", "asks for strategy ewc@9, but this clframe has ewc@1"),
         ("scenario: [split_digits]", "scenario: expected a name, a mapping with a name and options"),
-        ("strategy: {name: replay, memory_size: yes}", "strategy.memory_size: expected int ≥ 0 samples, received True."),
+        (
+            "strategy: {name: replay, memory_size: yes}",
+            "strategy.memory_size: expected int ≥ 0 samples, received True.",
+        ),
         ("schema: 9", "Expected a configuration of schema 1, received 9"),
     ],
 )
@@ -144,7 +159,9 @@ def test_a_bad_archive_is_named(cli: Cli, tmp_path: Path, kind: str, tree: Tree)
 # -- run directories -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_directory_that_exists(cli: Cli, tmp_path: Path, finished: Path, tree: Tree, mini: tuple[str, ...]) -> None:
+def test_a_run_directory_that_exists(
+    cli: Cli, tmp_path: Path, finished: Path, tree: Tree, mini: tuple[str, ...]
+) -> None:
     shutil.copytree(finished, tmp_path / "run")
     before = tree(tmp_path)
     said = cli("run", "--run-dir", "run", *mini)
@@ -170,14 +187,13 @@ def test_a_run_directory_below_a_file(cli: Cli, tmp_path: Path, tree: Tree, mini
     assert tree(tmp_path) == {"file": b"mine"}
 
 
-_HOLD = (
-    "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
-)
+_HOLD = "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
 
 
 def test_a_run_directory_in_use_by_another_process(cli: Cli, tmp_path: Path, finished: Path, tree: Tree) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
+    (run / "result.json").unlink()
     (run / "lock").write_text("process 12 on elsewhere")
     command = [sys.executable, "-c", _HOLD, str(run / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -227,7 +243,9 @@ def test_a_damaged_file_is_named(cli: Cli, tmp_path: Path, finished: Path, name:
     if command == "resume":
         (run / "result.json").unlink()
     if name == "events.jsonl" and command == "metrics":
-        (run / name).write_bytes((run / name).read_bytes().replace(b'"event": "evaluation"', b'"event" "evaluation"', 1))
+        (run / name).write_bytes(
+            (run / name).read_bytes().replace(b'"event": "evaluation"', b'"event" "evaluation"', 1)
+        )
     elif name == "config.yaml":
         (run / name).write_text("a: [1\n")
     else:
@@ -255,8 +273,12 @@ def test_what_is_damaged_but_not_needed_does_not_stop_a_resume_of_a_finished_run
 # -- while a run goes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(cli: Cli, tmp_path: Path, mini: tuple[str, ...]) -> None:
-    said = cli("run", "--run-dir", "run", "--optimizer.lr", "1e30", "--quiet", *mini, "--scenario.train-per-class", "64")
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
+    cli: Cli, tmp_path: Path, mini: tuple[str, ...]
+) -> None:
+    said = cli(
+        "run", "--run-dir", "run", "--optimizer.lr", "1e30", "--quiet", *mini, "--scenario.train-per-class", "64"
+    )
     assert said.code == 5
     assert len(said.problems) == 1
     assert "The loss term 'classification' became" in said.err
@@ -272,7 +294,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(cli: Cli, 
     assert cli("resume", "run", "--quiet").code == 0
 
 
-def test_a_later_loss_that_is_no_number_keeps_the_checkpoint_from_before(cli: Cli, tmp_path: Path, mini: tuple[str, ...]) -> None:
+def test_a_later_loss_that_is_no_number_keeps_the_checkpoint_from_before(
+    cli: Cli, tmp_path: Path, mini: tuple[str, ...]
+) -> None:
     options = ("--run-dir", "run", "--first-optimizer.lr", "0.01", "--optimizer.lr", "1e30", "--quiet")
     said = cli("run", *options, *mini)
     assert said.code == 5

@@ -36,7 +36,9 @@ def test_help_needs_no_torch_and_answers_at_once(tmp_path: Path, arguments: list
         "import sys; from clframe.cli import main; code = main(sys.argv[1:]); "
         "print([m for m in ('torch', 'numpy', 'pydantic', 'wandb', 'avalanche') if m in sys.modules], code)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.splitlines()[-1] == ("[] 2" if arguments == ["lst"] else "[] 0")
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.4
@@ -45,7 +47,14 @@ def test_help_needs_no_torch_and_answers_at_once(tmp_path: Path, arguments: list
 def test_run_help_shows_the_form_of_options(cli: Cli) -> None:
     said = cli("run", "--help")
     assert said.code == 0
-    for part in ("--section.option", "--strategy.memory-size", "--optimizer.lr", "--run-dir", "--dry-run", "clframe describe"):
+    for part in (
+        "--section.option",
+        "--strategy.memory-size",
+        "--optimizer.lr",
+        "--run-dir",
+        "--dry-run",
+        "clframe describe",
+    ):
         assert part in said.out
     assert max(map(len, said.out.splitlines())) <= 120
 
@@ -137,7 +146,9 @@ def test_the_record_given_back_repeats_the_run(cli: Cli, tmp_path: Path, finishe
 def test_options_beside_a_file_win(cli: Cli, tmp_path: Path, mini: tuple[str, ...]) -> None:
     (tmp_path / "run.yaml").write_text("strategy: {name: replay, memory-size: 30}\nepochs: 9\nseed: 5\n")
     options = ("--strategy.memory-size", "8", "--strategy.epochs", "2", "--device", "cpu")
-    said = cli("run", "--config", "run.yaml", *(m for m in mini if m not in ("--epochs", "1")), *options, "--dry-run", "--json")
+    said = cli(
+        "run", "--config", "run.yaml", *(m for m in mini if m not in ("--epochs", "1")), *options, "--dry-run", "--json"
+    )
     config = json.loads(said.out)["config"]
     assert (config["strategy"]["memory_size"], config["strategy"]["epochs"], config["seed"]) == (8, 2, 5)
 
@@ -164,9 +175,7 @@ def test_without_a_run_dir_the_same_run_has_the_same_place(cli: Cli, tmp_path: P
 
 
 def test_a_users_strategy_runs_from_its_file(cli: Cli, tmp_path: Path, mini: tuple[str, ...]) -> None:
-    text = (
-        "from clframe import Strategy, field\n\nclass Mine(Strategy):\n    pull: float = field(default=0.1, help='How much.')\n"
-    )
+    text = "from clframe import Strategy, field\n\nclass Mine(Strategy):\n    pull: float = field(default=0.1, help='How much.')\n"
     (tmp_path / "my-own.py").write_text(text)
     said = cli("run", "--strategy", "my-own.py:Mine", "--strategy.pull", "-0.5", "--run-dir", "run", *mini, "--quiet")
     assert said.code == 0, said.err
@@ -190,7 +199,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, mini: tuple[str, ...]) -> None
     (directory,) = tmp_path.glob("runs/*")
     assert process.returncode == 130
     assert (
-        err == f"clframe: interrupted; `clframe resume {directory.relative_to(tmp_path)}` continues from the last checkpoint.\n"
+        err
+        == f"clframe: interrupted; `clframe resume {directory.relative_to(tmp_path)}` continues from the last checkpoint.\n"
     )
     assert not (directory / "result.json").exists()
 
@@ -222,7 +232,9 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_terminal_of_another_encoding(tmp_path: Path) -> None:
-    done = run_process("describe", "metric", "forgetting_max", cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    done = run_process(
+        "describe", "metric", "forgetting_max", cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
     assert done.returncode == 0, done.stderr
     assert "forgetting_max" in done.stdout
 
@@ -254,7 +266,9 @@ def test_compare_as_json_has_the_unrounded_numbers(cli: Cli, finished: Path) -> 
     run = clframe.load(finished)
     found = json.loads(cli("compare", str(finished), "--metrics", "final_accuracy", "--json").out)
     cells = [cell["mean"] if isinstance(cell, dict) else cell for row in found["rows"] for cell in row]
-    assert any(cell == pytest.approx(run.metric("final_accuracy"), abs=1e-12) for cell in cells if isinstance(cell, float))
+    assert any(
+        cell == pytest.approx(run.metric("final_accuracy"), abs=1e-12) for cell in cells if isinstance(cell, float)
+    )
 
 
 def test_list_and_data_as_json(cli: Cli) -> None:

@@ -39,7 +39,10 @@ def test_one_kind(kind: str) -> None:
 
 
 def test_a_broken_plugin_warns_and_the_rest_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = {**registry._entry_points("strategy"), "broken": EntryPoint("broken", "no_such_package:X", "clframe.strategies")}
+    points = {
+        **registry._entry_points("strategy"),
+        "broken": EntryPoint("broken", "no_such_package:X", "clframe.strategies"),
+    }
     monkeypatch.setattr(registry, "_entry_points", lambda kind: points)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import glob
 import re
 import shlex
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from clframe.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-_FENCE = re.compile(r"(?:^<!-- (?P<note>[^\n]*) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"(?:^<!-- (?P<note>[^\n]*) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def blocks_of(page: Path) -> list[Block]:
     ]
 
 
-def play(block: Block, names: dict[str, Any], capsys: pytest.CaptureFixture[str], more: list[str] | None = None) -> None:
+def play(
+    block: Block, names: dict[str, Any], capsys: pytest.CaptureFixture[str], more: list[str] | None = None
+) -> None:
     """Run a block in the current folder; Python blocks of a page share their names."""
     if block.language == "python":
         lines = "\n" * block.line + block.text
@@ -74,9 +79,14 @@ def play(block: Block, names: dict[str, Any], capsys: pytest.CaptureFixture[str]
         return
     for command, shown in commands(block):
         arguments = shlex.split(command)
-        assert arguments[0] == "clframe", f"{block.where}: {command!r} is no clframe command; use a block of `sh` for it"
+        assert arguments[0] == "clframe", (
+            f"{block.where}: {command!r} is no clframe command; use a block of `sh` for it"
+        )
         expanded = [b for a in arguments[1:] for b in (sorted(glob.glob(a)) if "*" in a else [a])]
-        status = main([*expanded, *(more or [])])
+        with warnings.catch_warnings():
+            if more:  # a memory that suits the whole data set is too large for a part of it
+                warnings.simplefilter("ignore", UserWarning)
+            status = main([*expanded, *(more or [])])
         output = capsys.readouterr()
         assert status == 0, f"{block.where}: {command} ended with {status}: {output.err}"
         if shown and not more and block.note != "output varies":

@@ -53,7 +53,11 @@ def test_page(page: Path, reader: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("block", NEEDY, ids=lambda b: b.where)
 def test_block_that_needs_data(
-    block: Any, reader: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    block: Any,
+    reader: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     what, more = block.needs
     if what in ("cifar100", "tiny_imagenet"):

@@ -76,8 +76,12 @@ def outcome(path: Path) -> dict[str, str]:
         return found.hexdigest()
 
     result = json.loads((path / "result.json").read_text())
-    predictions = {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.rglob("*.npz"))}
-    epochs = [(e["experience"], e["phase"], e["epoch"], e["loss"], e["terms"]) for e in clframe.load(path).events("epoch")]
+    predictions = {
+        str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.rglob("*.npz"))
+    }
+    epochs = [
+        (e["experience"], e["phase"], e["epoch"], e["loss"], e["terms"]) for e in clframe.load(path).events("epoch")
+    ]
     return {
         "network": digest(state["network"]),
         "strategies": digest(state["strategies"]),

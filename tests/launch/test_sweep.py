@@ -61,7 +61,11 @@ def test_every_combination_once_with_seeds_fastest() -> None:
         for r in made.runs
     ]
     expected = [
-        (s, h, lr, seed) for s in ("finetune", "replay") for h in ([400, 400], [4]) for lr in (0.1, 0.01) for seed in (0, 1)
+        (s, h, lr, seed)
+        for s in ("finetune", "replay")
+        for h in ([400, 400], [4])
+        for lr in (0.1, 0.01)
+        for seed in (0, 1)
     ]
     # A backbone named again without options keeps those of the base.
     assert chosen == [(s, [8] if h == [400, 400] else h, lr, seed) for s, h, lr, seed in expected]
@@ -116,12 +120,16 @@ def test_all_problems_of_a_plan_at_once(bad: dict[str, Any], said: list[str]) ->
     assert str(caught.value).split("\n") == said
 
 
-def test_what_only_the_data_shows_is_found_before_the_first_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_the_data_shows_is_found_before_the_first_run_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_start", lambda *_: pytest.fail("a run was started"))
     scenarios = [{"name": "split_digits", "experiences": 3}, {"name": "split_digits", "experiences": 4}]
     with pytest.raises(ConfigurationError) as caught:
         sweep({"out": "out", "scenarios": scenarios, "seeds": [0, 1]})
-    assert [line[:50] for line in str(caught.value).split("\n")] == ["scenario.experiences: 10 classes don't divide into"] * 2
+    assert [line[:50] for line in str(caught.value).split("\n")] == [
+        "scenario.experiences: 10 classes don't divide into"
+    ] * 2
     with pytest.raises(DataError):
         sweep({"out": "out", "scenarios": ["split_svhn"]})
     assert list(tmp_path.iterdir()) == []
@@ -165,7 +173,12 @@ def test_from_the_command_line_finished_runs_are_skipped_unfinished_resumed_and_
 
     assert main(["sweep", "plan.yaml", "--dry-run"]) == 0
     listed = capsys.readouterr().out
-    assert [len(re.findall(rf"\b{s}\b", listed)) for s in ("finished", "unfinished", "missing", "failed")] == [1, 1, 2, 0]
+    assert [len(re.findall(rf"\b{s}\b", listed)) for s in ("finished", "unfinished", "missing", "failed")] == [
+        1,
+        1,
+        2,
+        0,
+    ]
 
     assert main(["sweep", "plan.yaml"]) == 1
     said = capsys.readouterr()

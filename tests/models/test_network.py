@@ -132,7 +132,9 @@ def test_frozen_branches_stay_frozen_through_train():
         net(X).logits.square().sum().backward()
         optimiser.step()
     assert all(torch.equal(v, before[k]) for k, v in net.branches[0].state_dict().items())
-    assert not any(torch.equal(a, b) for a, b in zip(net.branches[1].parameters(), net.branches[0].parameters(), strict=True))
+    assert not any(
+        torch.equal(a, b) for a, b in zip(net.branches[1].parameters(), net.branches[0].parameters(), strict=True)
+    )
     assert (net.branches[1].training, net.branches[0].training) == (True, False)
 
 
@@ -219,8 +221,10 @@ def test_a_foster_network_survives_a_round_trip():
     assert_same(net, restored(net))
     assert_same(student, restored(student))
     out = net.eval()(X)
-    torch.testing.assert_close(net.head_logits("old", out), net.classifier.weight[:3, :8].matmul(
-        out.branch_features[0].T).T + net.classifier.bias[:3])
+    torch.testing.assert_close(
+        net.head_logits("old", out),
+        net.classifier.weight[:3, :8].matmul(out.branch_features[0].T).T + net.classifier.bias[:3],
+    )
 
 
 STEPS = st.one_of(

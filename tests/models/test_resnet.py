@@ -35,7 +35,9 @@ def cifar_parameters(n: int, width: int) -> int:
     return total
 
 
-@pytest.mark.parametrize(("name", "n"), [("resnet8", 1), ("resnet20", 3), ("resnet32", 5), ("resnet44", 7), ("resnet56", 9)])
+@pytest.mark.parametrize(
+    ("name", "n"), [("resnet8", 1), ("resnet20", 3), ("resnet32", 5), ("resnet44", 7), ("resnet56", 9)]
+)
 @pytest.mark.parametrize("width", [16, 5])
 def test_cifar_resnets_have_the_parameters_of_the_paper(name, n, width):
     backbone = build_backbone(name, {"width": width}, (3, 32, 32))
@@ -44,7 +46,9 @@ def test_cifar_resnets_have_the_parameters_of_the_paper(name, n, width):
 
 
 def test_published_parameter_counts():
-    assert count(build_backbone("resnet32", {}, (3, 32, 32))) == 464_154 - 650  # the literature's count has a classifier
+    assert (
+        count(build_backbone("resnet32", {}, (3, 32, 32))) == 464_154 - 650
+    )  # the literature's count has a classifier
     assert count(build_backbone("resnet18", {}, (3, 32, 32))) == 11_173_962 - 5_130
     assert count(build_backbone("resnet34", {"stem": "imagenet"}, (3, 64, 64))) == 21_797_672 - 513_000
 
@@ -112,12 +116,15 @@ def test_imagenet_resnet18_equals_torchvision():
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("resnet20", {"width": 4}),
-    ("resnet20", {"width": 4, "last_relu": False, "shortcut": "B"}),
-    ("resnet18", {"width": 4}),
-    ("resnet18", {"width": 4, "stem": "imagenet", "last_relu": False}),
-])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet20", {"width": 4}),
+        ("resnet20", {"width": 4, "last_relu": False, "shortcut": "B"}),
+        ("resnet18", {"width": 4}),
+        ("resnet18", {"width": 4, "stem": "imagenet", "last_relu": False}),
+    ],
+)
 def test_stages_are_taken_before_the_last_relu_and_feed_the_next_stage(name, options):
     net = build_backbone(name, options, (3, 16, 16)).eval()
     randomise(net)
@@ -182,7 +189,9 @@ def cifar_batch(root, classes, per_class):
     images, labels = [], []
     with zipfile.ZipFile(root / "cifar100.zip") as archive:
         for label, name in enumerate(classes):
-            members = sorted(n for n in archive.namelist() if n.startswith(f"cifar100/test/{name}/") and n.endswith(".png"))
+            members = sorted(
+                n for n in archive.namelist() if n.startswith(f"cifar100/test/{name}/") and n.endswith(".png")
+            )
             for member in members[:per_class]:
                 pixels = np.asarray(Image.open(io.BytesIO(archive.read(member))).convert("RGB"))
                 images.append(torch.tensor(pixels).permute(2, 0, 1) / 255)

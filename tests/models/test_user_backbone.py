@@ -105,12 +105,15 @@ def test_a_backbone_of_ones_own_is_not_wrapped():
     assert type(build_backbone(Mine, {}, (4,))) is Mine
 
 
-@pytest.mark.parametrize(("module", "received"), [
-    (lambda: nn.Conv2d(3, 4, 3), r"gave shape \(2, 4, 6, 6\)"),
-    (lambda: nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 1))), r"gave shape \(384, 1\)"),
-    (lambda: nn.Linear(5, 5), "forward failed"),
-    (lambda: nn.AdaptiveMaxPool2d(1, return_indices=True), "gave tuple"),
-])
+@pytest.mark.parametrize(
+    ("module", "received"),
+    [
+        (lambda: nn.Conv2d(3, 4, 3), r"gave shape \(2, 4, 6, 6\)"),
+        (lambda: nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 1))), r"gave shape \(384, 1\)"),
+        (lambda: nn.Linear(5, 5), "forward failed"),
+        (lambda: nn.AdaptiveMaxPool2d(1, return_indices=True), "gave tuple"),
+    ],
+)
 def test_a_module_that_gives_no_feature_vectors_is_refused(module, received):
     with pytest.raises(ContractError, match=received):
         build_backbone(module, {}, (3, 8, 8))
@@ -160,7 +163,9 @@ def test_a_users_module_loads_under_its_own_names(tmp_path):
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(build_backbone("resnet8", {"width": 4}, (3, 8, 8)).state_dict(), path)
-    with pytest.raises(ConfigurationError, match=r"fit ResNet8: .*conv1.weight is 4×3×3×3 in the file, 5×3×3×3 in the backbone"):
+    with pytest.raises(
+        ConfigurationError, match=r"fit ResNet8: .*conv1.weight is 4×3×3×3 in the file, 5×3×3×3 in the backbone"
+    ):
         build_backbone("resnet8", {"width": 5, "weights": str(path)}, (3, 8, 8))
     with pytest.raises(ConfigurationError, match=r"layer1.1.conv1.weight isn't in the file") as caught:
         build_backbone("resnet20", {"width": 4, "weights": str(path)}, (3, 8, 8))
@@ -184,9 +189,14 @@ def test_weights_that_are_missing_or_damaged_are_refused(tmp_path):
 # ---- timm
 
 
-@pytest.mark.parametrize(("model", "shape"), [
-    ("resnet10t", (1, 32, 32)), ("test_vit", (3, 160, 160)), ("test_efficientnet", (3, 40, 40)),
-])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        ("resnet10t", (1, 32, 32)),
+        ("test_vit", (3, 160, 160)),
+        ("test_efficientnet", (3, 40, 40)),
+    ],
+)
 def test_timm_features_are_those_of_the_model_without_its_classifier(model, shape):
     timm = pytest.importorskip("timm")
     net = build_backbone(f"timm/{model}", {}, shape).eval()
@@ -212,7 +222,9 @@ def test_timm_on_the_meta_device():
 
 def test_timm_resizes_only_when_told():
     pytest.importorskip("timm")
-    with pytest.raises(ConfigurationError, match=r"takes images of 160×160 pixels, received 32×32; set --backbone.resize 160"):
+    with pytest.raises(
+        ConfigurationError, match=r"takes images of 160×160 pixels, received 32×32; set --backbone.resize 160"
+    ):
         build_backbone("timm/test_vit", {}, (3, 32, 32))
     net = build_backbone("timm/test_vit", {"resize": 160}, (3, 32, 32)).eval()
     x = torch.randn(2, 3, 32, 32)

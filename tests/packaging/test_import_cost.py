@@ -45,14 +45,15 @@ def test_api_costs_little_beside_torch() -> None:
     """Measured inside one process after `import torch`: the difference of two whole processes is mostly torch's noise."""
     code = "import time, torch; t = time.process_time(); import clframe; clframe.run; print(time.process_time() - t)"
     command = [sys.executable, "-c", code]
-    taken = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(REPEATS + 1)]
+    taken = [
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(REPEATS + 1)
+    ]
     assert statistics.median(taken[1:]) <= API_SECONDS, f"clframe.run costs {taken[1:]} s of CPU over torch"
 
 
 def test_a_run_imports_only_what_it_uses(tmp_path: Path) -> None:
     loaded = modules_after(
-        "import clframe\n"
-        f"clframe.run(strategy='replay', epochs=1, progress=False, run_dir={str(tmp_path / 'run')!r})"
+        f"import clframe\nclframe.run(strategy='replay', epochs=1, progress=False, run_dir={str(tmp_path / 'run')!r})"
     )
     assert "torch" in loaded
     assert not loaded & {"wandb", "avalanche", "torchvision", "timm", "tensorboard", "matplotlib.pyplot"}

@@ -84,7 +84,9 @@ def install(environment: Environment, checkout: Path, *options: str, scratch: Pa
 
 
 @pytest.fixture(scope="module", params=["plain", "editable"])
-def environment(request: pytest.FixtureRequest, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def environment(
+    request: pytest.FixtureRequest, checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Environment:
     if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
         pytest.skip("needs pip and setuptools in the environment of the tests: install the extra `dev`")
     folder = tmp_path_factory.mktemp(request.param)

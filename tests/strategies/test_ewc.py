@@ -242,7 +242,9 @@ def test_the_batch_form_is_never_larger_and_is_the_squared_mean_gradient(make):
     for part in ids.split(4):
         x = trial.trainer.context.train_maker.test_input(trial.stream.train.gather(part))
         loss = torch.nn.functional.cross_entropy(network(x).logits, trial.stream.train.targets[part])
-        for (name, _), g in zip(network.named_parameters(), torch.autograd.grad(loss, list(network.parameters())), strict=True):
+        for (name, _), g in zip(
+            network.named_parameters(), torch.autograd.grad(loss, list(network.parameters())), strict=True
+        ):
             expected[name] += g**2 / 3
     torch.testing.assert_close(batch, expected, rtol=1e-3, atol=1e-8)
 

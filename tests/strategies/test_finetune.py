@@ -32,9 +32,7 @@ def test_the_local_softmax_leaves_old_rows_alone_and_the_global_one_does_not(mak
 
 
 def test_with_task_ids_auto_means_the_samples_own_task(make):
-    auto, local = (
-        make(Finetune(loss_over=v), synthetic_stream(setting="task")).run() for v in ("auto", "experience")
-    )
+    auto, local = (make(Finetune(loss_over=v), synthetic_stream(setting="task")).run() for v in ("auto", "experience"))
     assert torch.equal(auto.strategy.network.classifier.weight, local.strategy.network.classifier.weight)
 
 

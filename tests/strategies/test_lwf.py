@@ -96,7 +96,9 @@ def test_the_teacher_sees_the_same_augmented_images(make):
     def watched(teacher, arguments):
         seen.append(arguments[0])
 
-    trial.before("phases", lambda e: trial.strategy.teacher_ and trial.strategy.teacher_.register_forward_pre_hook(watched))
+    trial.before(
+        "phases", lambda e: trial.strategy.teacher_ and trial.strategy.teacher_.register_forward_pre_hook(watched)
+    )
     trial.watch().run()
     batches = [b.x for b in trial.batches if b.experience.index > 0]
     assert len(seen) >= len(batches)

@@ -142,7 +142,9 @@ def test_a_withheld_label_never_reaches_the_memory(make, form):
     stream = synthetic_stream(unlabelled_per_class=6)
     trial = make(WithUnlabelled(memory_size=1000, form=form, policy="reservoir"), stream).watch().run()
     assert any((b.y == -1).any() for b in trial.batches)
-    assert sorted(trial.strategy.memory_.ids.tolist()) == sorted(i for e in stream.experiences for i in e.train.tolist())
+    assert sorted(trial.strategy.memory_.ids.tolist()) == sorted(
+        i for e in stream.experiences for i in e.train.tolist()
+    )
 
 
 # ---- report heads

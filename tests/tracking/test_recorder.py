@@ -80,7 +80,9 @@ def outcome(directory: Path) -> dict[str, Any]:
     result["counters"].pop("train_seconds")
     kept = {p.name: p.read_bytes() for p in sorted((directory / "predictions").rglob("*.npz"))}
     weights = (directory / "checkpoints" / "model.safetensors").read_bytes()
-    untimed = [{k: v for k, v in e.items() if k not in ("time", "train_seconds")} for e in clframe.load(directory).events()]
+    untimed = [
+        {k: v for k, v in e.items() if k not in ("time", "train_seconds")} for e in clframe.load(directory).events()
+    ]
     return {"result": result, "kept": kept, "weights": weights, "events": untimed}
 
 
@@ -114,7 +116,9 @@ def test_a_tracker_can_change_nothing(tmp_path: Path, reference: dict[str, Any])
 @pytest.mark.parametrize("at", ["run", "experience", "epoch", "evaluation", "finished", "close"])
 def test_a_tracker_that_raises_is_dropped_with_a_warning(tmp_path: Path, reference: dict[str, Any], at: str) -> None:
     raiser, behind = Raiser(at), Watcher()
-    with pytest.warns(UserWarning, match=r"The tracker Raiser failed \(OSError: no network\) and is dropped; the run goes on"):
+    with pytest.warns(
+        UserWarning, match=r"The tracker Raiser failed \(OSError: no network\) and is dropped; the run goes on"
+    ):
         run(tmp_path / "run", raiser, behind)
     assert outcome(tmp_path / "run") == reference
     if at != "close":
@@ -146,4 +150,6 @@ def test_a_run_stopped_by_a_tracker_of_its_own_choosing_goes_on(tmp_path: Path, 
         run(tmp_path / "run", Interrupt())
     clframe.resume(tmp_path / "run", progress=False)
     found = outcome(tmp_path / "run")
-    assert {k: found[k] for k in ("result", "kept", "weights")} == {k: reference[k] for k in ("result", "kept", "weights")}
+    assert {k: found[k] for k in ("result", "kept", "weights")} == {
+        k: reference[k] for k in ("result", "kept", "weights")
+    }

@@ -93,7 +93,15 @@ def test_a_new_directory_holds_what_was_given_and_is_locked(tmp_path: Path, tree
     made = create(tmp_path / "a" / "run")
     assert made.config == FILES["config.yaml"]
     assert made.stream == FILES["stream.json"]
-    assert set(tree(made.path)) == {*FILES, "lock", "predictions", "checkpoints", "source", "source/mine.py", "source/other.py"}
+    assert set(tree(made.path)) == {
+        *FILES,
+        "lock",
+        "predictions",
+        "checkpoints",
+        "source",
+        "source/mine.py",
+        "source/other.py",
+    }
     assert (made.path / "source" / "mine.py").read_text() == SOURCES["mine.py"]
     with pytest.raises(RunDirectoryError, match=f"in use by process {os.getpid()} on "):
         RunDirectory.open(made.path).lock()
@@ -160,7 +168,9 @@ def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path; from clframe.tracking.rundir import RunDirectory; "
         "held = RunDirectory.open(Path(sys.argv[1])).lock(); print('held', flush=True); time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(RunDirectoryError, match=f"in use by process {other.pid} on "):
@@ -173,7 +183,13 @@ def test_the_name_of_a_run_tells_it_apart(tmp_path: Path) -> None:
     (tmp_path / "my-file.py").write_text("from clframe import Strategy\nclass My_Own(Strategy): ...\n")
     records = [
         resolve(c).record
-        for c in ({}, {"seed": 1}, {"strategy": "replay+ewc"}, {"strategy": f"{tmp_path / 'my-file.py'}:My_Own"}, {"epochs": 3})
+        for c in (
+            {},
+            {"seed": 1},
+            {"strategy": "replay+ewc"},
+            {"strategy": f"{tmp_path / 'my-file.py'}:My_Own"},
+            {"epochs": 3},
+        )
     ]
     names = [run_name(r) for r in records]
     assert [n.rsplit("-", 1)[0] for n in names] == [
@@ -193,7 +209,10 @@ def test_events_come_back_in_order_and_what_is_no_number_is_null(tmp_path: Path)
     run.event("epoch", {"loss": float("nan"), "terms": {"a": float("inf"), "ü": 1.5}})
     run.event("evaluation", {"experience": 1})
     lines = (run.path / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line, parse_constant=lambda c: pytest.fail(c))["event"] for line in lines] == ["epoch", "evaluation"]
+    assert [json.loads(line, parse_constant=lambda c: pytest.fail(c))["event"] for line in lines] == [
+        "epoch",
+        "evaluation",
+    ]
     first, second = run.events()
     assert (first["loss"], first["terms"]) == (None, {"a": None, "ü": 1.5})
     assert first["schema"] == second["schema"] == 1
