@@ -110,7 +110,8 @@ def classification_columns(scores: Tensor, local: Tensor, upto: Tensor) -> tuple
 
     Returns:
         The argmax over all, within `local` and within `upto` (int32; -1 where the mask allows no class, or only
-        classes that the head can't predict, whose score is -inf), the largest softmax probability, the energy -logsumexp, and the entropy in nats (float32).
+        classes that the head can't predict, whose score is -inf), the largest softmax probability, the energy
+        -logsumexp, and the entropy in nats (float32).
     """
     log_sum = scores.logsumexp(dim=1)
     log_p = scores - log_sum[:, None]

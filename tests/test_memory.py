@@ -349,10 +349,10 @@ def test_ring_of_a_total_budget_makes_room_for_new_classes():
 
 
 def test_ring_renews_a_sample_that_it_has():
-    memory = ExemplarMemory(3, budget="per_class", policy="ring")
+    memory = ExemplarMemory(5, budget="per_class", policy="ring")
     observe(memory, [0, 1, 2], [0, 0, 0])
     observe(memory, [0, 5, 5], [0, 0, 0])
-    assert memory.ids.tolist() == [2, 0, 5]
+    assert memory.ids.tolist() == [1, 2, 0, 5]
 
 
 # ---- what every policy shares

@@ -10,7 +10,6 @@ A block may follow an HTML comment that says more about it:
 
 from __future__ import annotations
 
-import glob
 import re
 import shlex
 import warnings
@@ -82,9 +81,9 @@ def play(
         assert arguments[0] == "clframe", (
             f"{block.where}: {command!r} is no clframe command; use a block of `sh` for it"
         )
-        expanded = [b for a in arguments[1:] for b in (sorted(glob.glob(a)) if "*" in a else [a])]
+        expanded = [b for a in arguments[1:] for b in (sorted(map(str, Path().glob(a))) if "*" in a else [a])]
         with warnings.catch_warnings():
-            if more:  # a memory that suits the whole data set is too large for a part of it
+            if more or "check" in arguments:  # a memory that suits the whole data set is too large for a part of it
                 warnings.simplefilter("ignore", UserWarning)
             status = main([*expanded, *(more or [])])
         output = capsys.readouterr()
