@@ -63,11 +63,10 @@ def run(
         )
     stream = open_stream(resolved, data_root, download)
     setup = build_setup(resolved, stream)
-    record = dict(resolved.record)
     files = {
-        "config.yaml": record,
+        "config.yaml": resolved.record,
         "stream.json": stream_record(stream),
-        "environment.json": environment(str(setup.device), stream.data_fingerprint),
+        "environment.json": {**environment(str(setup.device), stream.data_fingerprint), "resolved": setup.described()},
     }
     trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
     directory = RunDirectory.create(path, files, resolved.sources)

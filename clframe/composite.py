@@ -29,7 +29,8 @@ class Composite(Strategy):
 
     Their extra losses add up, their hooks run in the order given, and their report heads stand side by side, the first
     strategy's first. Only one part may replace the main loss, the phases, the training data, or prediction. Fields
-    that every strategy has, such as `epochs`, are the first part's.
+    that every strategy has, such as `epochs` and `loss_over`, are the first part's: `replay+lwf` trains with replay's
+    softmax over all classes seen, `lwf+finetune` with LwF's.
 
     Raises:
         ConfigurationError: Two parts replace the same thing.

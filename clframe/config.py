@@ -7,6 +7,7 @@ resolved form is written to `config.yaml`; feeding that back repeats the run.
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,13 +121,23 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigurationError(
             f"Expected a configuration of schema {SCHEMA}, received {schema!r}: use the clframe that wrote it."
         )
+    digests = given.pop("sources", None)
     options = {f.name: given.pop(f.name) for f in fields_of(RunOptions) if f.name in given}
     epochs = given.pop("epochs", None)
     resolver = _Resolver(given, options, epochs)
     for key in [k for k in given if k not in SECTIONS]:
         resolver.problems.append(f"{key} is not an option of a run.{did_you_mean(key, option_names())}")
         del given[key]
-    return resolver.config()
+    config = resolver.config()
+    if isinstance(digests, Mapping) and dict(digests) != config.record.get("sources", {}):
+        changed = sorted(
+            n for n in {*digests, *config.sources} if digests.get(n) != config.record.get("sources", {}).get(n)
+        )
+        raise ConfigurationError(
+            f"{', '.join(changed)} changed since the run was made: bring back the text that the run directory keeps under "
+            "source/, or start a new run (a configuration without its section `sources` takes the files as they are)."
+        )
+    return config
 
 
 class _Resolver:
@@ -154,9 +165,12 @@ class _Resolver:
         if self.problems:
             raise ConfigurationError("\n".join(self.problems))
         _refuse_unwritable(self.record)
+        sources = self._sources()
+        if sources:  # a user's file is part of what a run is
+            self.record["sources"] = {n: hashlib.sha256(t.encode()).hexdigest()[:16] for n, t in sources.items()}
         return RunConfig(
             scenario=scenario, strategy=strategy, backbone=backbone, head=head, recipe=recipe, first_recipe=first,
-            options=options, record=self.record, sources=self._sources(),
+            options=options, record=self.record, sources=sources,
         )  # fmt: skip
 
     def _try(self, call: Any, *args: Any) -> Any:

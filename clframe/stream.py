@@ -206,7 +206,8 @@ class Stream:
     def fingerprint(self) -> str:
         """A hash of every index set, label and order: equal for identical streams, on any machine."""
         digest = hashlib.sha256()
-        digest.update(json.dumps([self.setting, self.class_order, self.data_fingerprint, self.score]).encode())
+        facts = [self.setting, self.class_order, self.data_fingerprint, self.score, self.boundaries, self.online]
+        digest.update(json.dumps(facts).encode())
         for table in (self.train, self.test):
             for column in (table.targets, table.rows, table.domains, table.task_ids):
                 digest.update(b"-" if column is None else column.contiguous().numpy().tobytes())

@@ -94,6 +94,10 @@ class NamedSet(ImageSource):
     """
 
     name: KnownName = field(help="Which data set; `clframe data` lists what is found.")
+    size: int | None = field(
+        default=None, ge=1, unit="pixels", help="Resize the images of a folder or archive to this square."
+    )
+    skip_corrupt: bool = field(default=False, help="Leave out files of a folder or archive that can't be read.")
 
     def open(self, root: DataRoot, download: bool = False) -> ImageData:
         """Open the data set, from the store after the first time.
@@ -110,8 +114,14 @@ class NamedSet(ImageSource):
         if found is None:
             raise _missing(known, root)
         if found.kind == "folder":
-            data = ImageFolder(path=found.path, mode="store").open(root)
+            options = {"size": self.size, "skip_corrupt": self.skip_corrupt}
+            data = ImageFolder(path=found.path, mode="store", **options).open(root)
             return dataclasses.replace(data, name=known.name, mean=known.mean, std=known.std)
+        if self.size is not None:
+            raise ConfigurationError(
+                f"source.size: {self.name} was found at {found.path}, whose images have one size; only the images of a folder or "
+                "archive can be resized: leave the size out."
+            )
         return _from_torchvision(known, found.path) if found.kind == "torchvision" else _from_idx(known, found.path)
 
 

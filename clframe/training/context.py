@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,12 @@ class Setup:
     test_transform: Augmentation | Pipeline | None = None
     evaluate_future: bool = False
     dry: bool = False
+
+    def described(self) -> dict[str, Any]:
+        """Return what was left to `auto`, as it was decided."""
+        augmentation = self.augmentation
+        spec = augmentation.to_spec() if isinstance(augmentation, Pipeline) else repr(augmentation)
+        return {"device": str(self.device), "precision": self.precision, "augmentation": spec}
 
 
 class Context:

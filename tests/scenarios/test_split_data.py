@@ -20,9 +20,9 @@ from clframe.testing.bench import MemoryRecorder
 from clframe.training.trainer import Trainer
 
 DIGITS = {
-    "class": "878d327849d8986575b666645056a382bee185717a8d20b1bc49113c44401063",
-    "task": "933c226ce5a02957a275029280f137f1aee0e3067b7bfe2cc5f1994dc5dd81af",
-    "domain": "d462ce2715d07a3dfa3d6d9baa2e2868769ce035d78151a2109fbec9b90ee718",
+    "class": "22fb924f5e379c74a09dc29c4591aac1b19b0536781c294c58c4ac619a5b994a",
+    "task": "2a64a669a3aa727f96d8ef11af9c5daf8f8b5b95e4d7d622dd6606a4d3f450c6",
+    "domain": "7ca148642d30e0a91cce79b2017d5c55f9576420b5e10e6d67fba438ae2fd493",
 }
 """If one of these changes, earlier runs can't be resumed or compared: raise the scenario's version."""
 
