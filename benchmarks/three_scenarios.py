@@ -50,7 +50,11 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
         "task": {"ewc": 1e6, "lwf": 0.3},
         "domain": {"ewc": 1e5, "lwf": 0.3},
     },
-    "fashion_mnist": {},
+    "fashion_mnist": {
+        "class": {"ewc": 10.0, "lwf": 1.0},
+        "task": {"ewc": 1e3, "lwf": 0.3},
+        "domain": {"ewc": 1e3, "lwf": 10.0},
+    },
 }
 STRATEGIES: dict[str, tuple[str, ...]] = {
     "class": ("finetune", "ewc", "lwf", "replay", "joint"),

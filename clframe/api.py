@@ -19,6 +19,7 @@ from clframe.tracking.recorder import RunRecorder
 from clframe.tracking.rundir import RunDirectory, Tracker, run_name
 from clframe.training.checkpoint import export_weights, read_checkpoint, write_checkpoint
 from clframe.training.context import Setup
+from clframe.training.plan import memory_bytes, plan_phases
 from clframe.training.trainer import Trainer
 
 __all__ = ["Plan", "compare", "load", "plan", "resume", "run"]
@@ -161,8 +162,8 @@ def plan(*, data_root: str | Path | None = None, download: bool = False, **confi
     stream = open_stream(resolved, data_root, download)
     setup = build_setup(resolved, stream, dry=True)
     trainer = Trainer(setup, _Unwritten())
-    phases = trainer.plan()
-    return Plan(resolved.record, stream.describe(), phases, trainer.memory_bytes())
+    phases = plan_phases(trainer)
+    return Plan(resolved.record, stream.describe(), phases, memory_bytes(trainer))
 
 
 def _train(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,11 @@ from clframe.stream import Experience, Score, Setting
 if TYPE_CHECKING:
     from clframe.composite import Composite
 
-__all__ = ["Batch", "DataView", "ParameterGroup", "Phase", "RunContext", "Strategy", "Tags", "TensorView"]
+T = TypeVar("T")
+Later: TypeAlias = "T | Callable[[], T]"
+"""A value, or a function that makes it when it is needed."""
+
+__all__ = ["Batch", "BegunPhase", "DataView", "ParameterGroup", "Phase", "RunContext", "Strategy", "Tags", "TensorView"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +159,10 @@ class ParameterGroup:
 class Phase:
     """One stage of training of an experience. The trainer runs it; hooks mark its beginning and end.
 
-    Whatever `Strategy.phases` reads to make a phase must not change while that phase trains, so that a resumed run
-    makes the same phase again.
+    `data`, `parameters`, `eval_modules` and `train_modules` may be given as functions without arguments, which the
+    trainer calls when the phase begins, after `on_start`: for what an earlier phase or `on_start` has yet to make, such
+    as Gaussian features or a student network. Whatever they or `Strategy.phases` read must not change while the phase
+    trains, so that a resumed run makes the same phase again.
 
     Attributes:
         name: Unique within the experience.
@@ -165,20 +171,56 @@ class Phase:
         loss: Maps a batch to named loss terms; None means `Strategy.loss_terms`.
         parameters: What trains, as groups; None means every parameter of the network.
         eval_modules: Modules kept in eval mode, so that their BatchNorm statistics stay.
+        train_modules: Modules outside the network that are in train mode during the phase and in eval mode after it.
         optimizer: Changes to the run's recipe for this phase, by field name (`{"lr": 0.01}`).
         on_start: Called before the first step, for instance to re-initialise a head.
         on_end: Called after the last step.
     """
 
     name: str
-    data: DataView | TensorView
+    data: Later[DataView | TensorView]
     epochs: int
     loss: Callable[[Batch], dict[str, Tensor]] | None = None
-    parameters: Sequence[ParameterGroup] | None = None
-    eval_modules: Sequence[nn.Module] = ()
+    parameters: Later[Sequence[ParameterGroup] | None] = None
+    eval_modules: Later[Sequence[nn.Module]] = ()
+    train_modules: Later[Sequence[nn.Module]] = ()
     optimizer: dict[str, object] | None = None
     on_start: Callable[[], None] | None = None
     on_end: Callable[[], None] | None = None
+
+    def begun(self) -> BegunPhase:
+        """Return the phase with what was left for later; called by the trainer when the phase begins."""
+        return BegunPhase(
+            phase=self,
+            data=cast("DataView | TensorView", _now(self.data)),
+            parameters=_now(self.parameters),
+            eval_modules=tuple(_now(self.eval_modules)),
+            train_modules=tuple(_now(self.train_modules)),
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BegunPhase:
+    """A phase whose parts are all made.
+
+    Attributes:
+        phase: As the strategy gave it.
+        data: What is presented.
+        parameters: What trains; None means every parameter of the network.
+        eval_modules: Kept in eval mode.
+        train_modules: Outside the network, in train mode meanwhile.
+    """
+
+    phase: Phase
+    data: DataView | TensorView
+    parameters: Sequence[ParameterGroup] | None
+    eval_modules: Sequence[nn.Module]
+    train_modules: Sequence[nn.Module]
+
+
+def _now(value: Later[T]) -> T:
+    """Return a part of a phase, made now when it was left for later."""
+    return value() if callable(value) else value
 
 
 class RunContext(Protocol):

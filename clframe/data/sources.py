@@ -114,8 +114,8 @@ class NamedSet(ImageSource):
         if found is None:
             raise _missing(known, root)
         if found.kind == "folder":
-            options = {"size": self.size, "skip_corrupt": self.skip_corrupt}
-            data = ImageFolder(path=found.path, mode="store", **options).open(root)
+            folder = ImageFolder(path=found.path, mode="store", size=self.size, skip_corrupt=self.skip_corrupt)
+            data = folder.open(root)
             return dataclasses.replace(data, name=known.name, mean=known.mean, std=known.std)
         if self.size is not None:
             raise ConfigurationError(

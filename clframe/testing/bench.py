@@ -22,7 +22,7 @@ from clframe.launch.build import build_setup
 from clframe.memory import ExemplarMemory
 from clframe.models import BackboneConfig
 from clframe.spec import fields_of
-from clframe.strategy import Batch, Phase, Strategy
+from clframe.strategy import Batch, BegunPhase, Phase, Strategy
 from clframe.stream import Experience, Stream
 from clframe.testing.streams import TinyBackbone, synthetic_stream
 from clframe.training.checkpoint import pack, strategy_state
@@ -140,14 +140,14 @@ class Walker(Trainer):
         self.predicts = predict
 
     def _epoch(
-        self, experience: Experience, phase: Phase, stepper: Stepper, epoch: int, resumed: dict[str, Any] | None
+        self, experience: Experience, begun: BegunPhase, stepper: Stepper, epoch: int, resumed: dict[str, Any] | None
     ) -> None:
-        streams = self.context.streams
+        phase, streams = begun.phase, self.context.streams
         streams.enter("epoch", experience.index, self.position.phase, epoch)
         self.strategy.before_epoch(phase, epoch)
         stepper.begin_epoch(epoch)
         batches = self.context.train_maker.epoch(
-            phase.data, self.setup.batch_size, experience, phase.name, epoch, streams
+            begun.data, self.setup.batch_size, experience, phase.name, epoch, streams
         )
         for batch in islice(batches, self.steps):
             self.visit(phase, batch)

@@ -34,12 +34,12 @@ class _Phases(Trainer):
         super().__init__(bench.setup(), _Nothing())
 
     def _experience(self, experience: Any) -> None:
-        current = self._begin(experience)
+        current = self.begin_experience(experience)
         asked = []
         for _ in range(2):
             self.context.streams.enter("phases", experience.index)
             before = _snapshot(self)
-            phases = self._check_phases(self.strategy.phases(current))
+            phases = self.check_phases(self.strategy.phases(current))
             asked.append([_summary(p) for p in phases])
             changed = first_difference(before, _snapshot(self))
             if changed is not None:
@@ -84,13 +84,16 @@ def _copied(value: Any) -> Any:
 
 def _summary(phase: Phase) -> dict[str, Any]:
     data = phase.data
-    view: dict[str, Any] = {"kind": type(data).__name__, "batch_size": data.batch_size}
-    if isinstance(data, DataView):
+    view: dict[str, Any] = {"kind": type(data).__name__, "batch_size": getattr(data, "batch_size", None)}
+    if callable(data):
+        view["later"] = True  # made when the phase begins; resuming inside the phase checks it
+    elif isinstance(data, DataView):
         view.update(ids=data.ids, unlabelled=data.unlabelled, memory_batch=data.memory_batch, views=data.views,
                     balanced=data.balanced, augment=data.augment)  # fmt: skip
     else:
         view.update(x=data.x, y=data.y)
-    trained = None if phase.parameters is None else [[list(p.shape) for p in g.parameters] for g in phase.parameters]
+    groups = None if callable(phase.parameters) else phase.parameters
+    trained = None if groups is None else [[list(p.shape) for p in g.parameters] for g in groups]
     return {
         "name": phase.name,
         "epochs": phase.epochs,

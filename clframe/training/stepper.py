@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clframe.composite import leaves
-from clframe.strategy import Batch, Phase, Strategy
+from clframe.strategy import Batch, BegunPhase, Strategy
 from clframe.training.context import Setup
 from clframe.training.recipe import Recipe
 
@@ -20,15 +20,16 @@ class Stepper:
     """One optimiser step after the other; hooks that a strategy leaves alone cost nothing."""
 
     def __init__(
-        self, setup: Setup, strategy: Strategy, phase: Phase, recipe: Recipe, optimizer: torch.optim.Optimizer
+        self, setup: Setup, strategy: Strategy, begun: BegunPhase, recipe: Recipe, optimizer: torch.optim.Optimizer
     ) -> None:
         self.setup = setup
-        self.phase = phase
+        self.begun = begun
+        self.epochs = begun.phase.epochs
         self.recipe = recipe
         self.optimizer = optimizer
         self.strategy = strategy
         self.scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.precision == "fp16")
-        self._loss = phase.loss or strategy.loss_terms
+        self._loss = begun.phase.loss or strategy.loss_terms
         parts = leaves(strategy)
         self._after_backward = any(type(p).after_backward is not Strategy.after_backward for p in parts)
         self._after_step = any(type(p).after_step is not Strategy.after_step for p in parts)
@@ -38,14 +39,16 @@ class Stepper:
     def begin_epoch(self, epoch: int) -> None:
         """Set the modes and the learning rate."""
         self.strategy.network.train()
-        for module in self.phase.eval_modules:
+        for module in self.begun.train_modules:
+            module.train()
+        for module in self.begun.eval_modules:
             module.eval()
-        self.recipe.set_rate(self.optimizer, epoch, self.phase.epochs)
+        self.recipe.set_rate(self.optimizer, epoch, self.epochs)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Take one step; returns every loss term and their total, detached and still on the device."""
         if self.recipe.per == "step":
-            self.recipe.set_rate(self.optimizer, batch.epoch + batch.step / batch.num_steps, self.phase.epochs)
+            self.recipe.set_rate(self.optimizer, batch.epoch + batch.step / batch.num_steps, self.epochs)
         if self._mixed:
             with autocast(self.setup):
                 terms = self._loss(batch)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from clframe.composite import leaves
 from clframe.errors import ContractError, TrainingError
 from clframe.evaluation import Columns, evaluate
-from clframe.memory import ExemplarMemory
 from clframe.models import Network
-from clframe.strategy import ParameterGroup, Phase
+from clframe.strategy import BegunPhase, DataView, ParameterGroup, Phase, TensorView
 from clframe.stream import Experience
 from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import pack, restore_strategy, strategy_state, unpack
@@ -127,14 +126,14 @@ class Trainer:
 
     def _experience(self, experience: Experience) -> None:
         if self.position.stage == "start":
-            experience = self._begin(experience)
+            experience = self.begin_experience(experience)
             self.position = Position(experience.index, "train")
         else:
             experience = self._with_bought(experience)
         self.context.experience = experience
         self.context.streams.enter("phases", experience.index)
-        phases = self._check_phases(self.strategy.phases(experience))
-        steps = sum(p.epochs * self._steps(p) for p in phases)
+        phases = self.check_phases(self.strategy.phases(experience))
+        steps = sum(p.epochs * self.steps_per_epoch(p.data) for p in phases if not callable(p.data))
         self.recorder.event("experience", {"experience": experience.index + 1, "steps": steps})
         for number in range(self.position.phase, len(phases)):
             self._phase(experience, number, phases[number])
@@ -150,7 +149,7 @@ class Trainer:
         if self.keep_models or last or not phases or time.monotonic() - started > _WORTH_SAVING:
             self._checkpoint(f"experience-{experience.index + 1:03d}" if self.keep_models else None)
 
-    def _begin(self, experience: Experience) -> Experience:
+    def begin_experience(self, experience: Experience) -> Experience:
         """Grow the model, buy labels, and forget what is to be forgotten."""
         self.context.experience = experience
         self.context.streams.enter("before", experience.index)
@@ -177,43 +176,24 @@ class Trainer:
             else dataclasses.replace(experience, train=torch.cat([experience.train, chosen]))
         )
 
-    def _check_phases(self, phases: Sequence[Phase]) -> Sequence[Phase]:
+    def check_phases(self, phases: Sequence[Phase]) -> Sequence[Phase]:
+        """Refuse phases of one name."""
         names = [p.name for p in phases]
         if len(set(names)) != len(names):
             raise ContractError(f"The phases of an experience need different names, received {names}.")
         return phases
 
-    def _steps(self, phase: Phase) -> int:
-        return self.context.train_maker.steps_per_epoch(phase.data, self.setup.batch_size)
+    def steps_per_epoch(self, data: DataView | TensorView) -> int:
+        """Return the optimiser steps of an epoch of some data."""
+        return self.context.train_maker.steps_per_epoch(data, self.setup.batch_size)
 
-    def plan(self) -> list[dict[str, Any]]:
-        """Walk through the stream without training and return a row per phase; needs a dry setup."""
-        rows: list[dict[str, Any]] = []
-        with isolated():
-            self.context.streams.enter("setup")
-            self.strategy.setup()
-            for experience in self.setup.stream.experiences:
-                current = self._begin(experience)
-                for phase in self._check_phases(self.strategy.phases(current)):
-                    steps = self._steps(phase)
-                    row = {"experience": experience.index + 1, "phase": phase.name, "samples": len(phase.data),
-                           "epochs": phase.epochs, "steps": phase.epochs * steps}  # fmt: skip
-                    rows.append(row)
-                self.context.streams.enter("after", experience.index)
-                self.strategy.network.eval()
-                self.strategy.after_experience(current)
-        return rows
-
-    def memory_bytes(self) -> dict[str, int]:
-        """Return the bytes of what the run keeps, by purpose."""
-        model = self.strategy.network.parameter_bytes()
-        exemplars = 0
-        for part in leaves(self.strategy):
-            for name, value in vars(part).items():
-                if name.endswith("_") and isinstance(value, ExemplarMemory):
-                    exemplars += value.bytes
-        momenta = 1 if self.setup.recipe.name == "sgd" else 2
-        return {"model": model, "optimizer": momenta * model, "exemplars": exemplars}
+    def begin_phase(self, experience: Experience, number: int, phase: Phase, start: bool) -> BegunPhase:
+        """Call the hook that begins a phase (not when it is resumed inside) and make what was left for later."""
+        if start and phase.on_start is not None:
+            self.context.streams.enter("start", experience.index, number)
+            phase.on_start()
+        self.context.streams.enter("phase", experience.index, number)
+        return phase.begun()
 
     # -- a phase ----------------------------------------------------------------------------------------------------
 
@@ -221,21 +201,20 @@ class Trainer:
         """Train one phase, from the current epoch and step on."""
         resumed, self._resumed = self._resumed, None
         self.position.phase = number
-        if resumed is None and phase.on_start is not None:
-            self.context.streams.enter("start", experience.index, number)
-            phase.on_start()
-        groups = phase.parameters or [ParameterGroup(list(self.strategy.network.parameters()))]
+        begun = self.begin_phase(experience, number, phase, start=resumed is None)
+        groups = begun.parameters or [ParameterGroup(list(self.strategy.network.parameters()))]
         recipe = self.context.recipe(experience, phase.optimizer)
         with _only_training(self.strategy.network, groups) as self._flags, contextlib.ExitStack() as modes:
-            modes.callback(self.strategy.network.eval)
+            for module in (self.strategy.network, *begun.train_modules):
+                modes.callback(module.eval)
             optimizer = recipe.build([_trainable(g) for g in groups])
             if resumed is not None and resumed["optimizer"] is not None:
                 optimizer.load_state_dict(resumed["optimizer"])
-            stepper = Stepper(self.setup, self.strategy, phase, recipe, optimizer)
+            stepper = Stepper(self.setup, self.strategy, begun, recipe, optimizer)
             if resumed is not None and resumed["scaler"] is not None:
                 stepper.scaler.load_state_dict(resumed["scaler"])
             for epoch in range(self.position.epoch, phase.epochs):
-                self._epoch(experience, phase, stepper, epoch, resumed)
+                self._epoch(experience, begun, stepper, epoch, resumed)
                 resumed = None
         self._flags = None
         if phase.on_end is not None:
@@ -244,8 +223,9 @@ class Trainer:
         self.position = Position(experience.index, "train", number + 1)
 
     def _epoch(
-        self, experience: Experience, phase: Phase, stepper: Stepper, epoch: int, resumed: dict[str, Any] | None
+        self, experience: Experience, begun: BegunPhase, stepper: Stepper, epoch: int, resumed: dict[str, Any] | None
     ) -> None:
+        phase = begun.phase
         self.position.epoch = epoch
         self.context.streams.enter("epoch", experience.index, self.position.phase, epoch)
         self._losses = []
@@ -258,7 +238,7 @@ class Trainer:
         stepper.begin_epoch(epoch)
         maker = self.context.train_maker
         batches = maker.epoch(
-            phase.data, self.setup.batch_size, experience, phase.name, epoch, self.context.streams, first_step
+            begun.data, self.setup.batch_size, experience, phase.name, epoch, self.context.streams, first_step
         )
         if first_step and resumed is not None:  # the epoch's order is drawn again; from here the generators continue
             self.context.streams.load_state_dict(resumed["random"])

@@ -16,6 +16,7 @@ from clframe.stream import Experience
 from clframe.testing import MemoryRecorder, TinyBackbone
 from clframe.testing.bench import first_difference
 from clframe.training.checkpoint import pack
+from clframe.training.plan import memory_bytes, plan_phases
 from tests.fakes import make_setup, make_trainer, run
 
 TWO = {"experiences": [[0, 1], [2, 3]]}
@@ -348,14 +349,14 @@ def test_a_plan_counts_what_a_run_does() -> None:
     trainer.run()
     planned = make_trainer(Diary(), make_setup(Diary(), TWO).stream)
     planned.setup.dry = True
-    rows = planned.plan()
+    rows = plan_phases(planned)
     assert sum(r["steps"] for r in rows) == trainer.counters["steps"]
     assert [(r["experience"], r["phase"]) for r in rows] == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
 
 
 def test_memory_bytes_count_the_exemplars() -> None:
     trainer = run(Replay(epochs=1, memory_size=8), TWO)
-    found = trainer.memory_bytes()
+    found = memory_bytes(trainer)
     assert found["exemplars"] == 8 * (8 * 8 + 8)
     assert found["model"] == 4 * sum(p.numel() for p in trainer.strategy.network.parameters())
     assert TinyBackbone().width == 4

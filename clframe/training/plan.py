@@ -1,0 +1,49 @@
+"""What a run would do, without training: its phases, steps and bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clframe.composite import leaves
+from clframe.memory import ExemplarMemory
+from clframe.training.seeds import isolated
+from clframe.training.trainer import Trainer
+
+__all__ = ["memory_bytes", "plan_phases"]
+
+
+def plan_phases(trainer: Trainer) -> list[dict[str, Any]]:
+    """Walk through the stream of a dry trainer and return a row per phase: samples, epochs, steps.
+
+    Hooks that grow the model, choose exemplars or make a phase's parts are called; no sample is trained on, and
+    statistics passes see two samples at most.
+    """
+    rows: list[dict[str, Any]] = []
+    strategy, streams = trainer.strategy, trainer.context.streams
+    with isolated():
+        streams.enter("setup")
+        strategy.setup()
+        for experience in trainer.setup.stream.experiences:
+            current = trainer.begin_experience(experience)
+            streams.enter("phases", experience.index)
+            for number, phase in enumerate(trainer.check_phases(strategy.phases(current))):
+                begun = trainer.begin_phase(current, number, phase, start=True)
+                steps = phase.epochs * trainer.steps_per_epoch(begun.data)
+                row = {"experience": experience.index + 1, "phase": phase.name, "samples": len(begun.data)}
+                rows.append({**row, "epochs": phase.epochs, "steps": steps})
+                if phase.on_end is not None:
+                    streams.enter("end", experience.index, number)
+                    phase.on_end()
+            streams.enter("after", experience.index)
+            strategy.network.eval()
+            strategy.after_experience(current)
+    return rows
+
+
+def memory_bytes(trainer: Trainer) -> dict[str, int]:
+    """Return the bytes of what a run keeps, by purpose: parameters, optimiser state, exemplars."""
+    model = trainer.strategy.network.parameter_bytes()
+    kept = (v for part in leaves(trainer.strategy) for n, v in vars(part).items() if n.endswith("_"))
+    exemplars = sum(v.bytes for v in kept if isinstance(v, ExemplarMemory))
+    tensors_per_parameter = 1 if trainer.setup.recipe.name == "sgd" else 2
+    return {"model": model, "optimizer": tensors_per_parameter * model, "exemplars": exemplars}
