@@ -65,7 +65,7 @@ typecheck: $(INSTALLED_DEV)
 	$(call timed,typecheck,$(BIN)/mypy --package clframe)
 
 pytest: $(INSTALLED_DEV)
-	$(call timed,pytest,OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS))
+	$(call timed,pytest,OMP_NUM_THREADS=1 CLFRAME_TEST_CACHE=$(CURDIR)/.cache $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS))
 
 docs: $(INSTALLED)
 	@$(BIN)/python docs/generate.py
@@ -74,4 +74,4 @@ format: $(INSTALLED_DEV)
 	@$(BIN)/ruff check --fix $(wildcard $(CHECKED)); $(BIN)/ruff format $(wildcard $(CHECKED))
 
 clean:
-	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist clframe.egg-info
+	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist .cache clframe.egg-info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Literal, ClassVar
 
 import numpy as np
 import torch
@@ -85,12 +85,16 @@ class Split(Scenario):
         default=None, ge=1, unit="pixels", help="Resize the images of a folder or archive to this square."
     )
     skip_corrupt: bool = field(default=False, help="Leave out image files that can't be read, instead of stopping.")
+    mode: Literal["auto", "store", "stream"] = field(
+        default="auto",
+        help="Images of a folder or archive: decoded once into a store mapped from the cache, or decoded by worker "
+        "processes at every use; auto: a store up to 8 GiB.",
+    )
 
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
         """Open the source and cut it."""
-        options = {"size": self.size} if self.size is not None else {}
-        if self.skip_corrupt:
-            options["skip_corrupt"] = True
+        given = {"size": self.size, "skip_corrupt": self.skip_corrupt or None, "mode": None if self.mode == "auto" else self.mode}
+        options = {name: value for name, value in given.items() if value is not None}
         return self.cut(find_source(self.source, **options).open(root, download=download))
 
     def cut(self, data: ImageData) -> Stream:

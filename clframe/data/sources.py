@@ -98,6 +98,7 @@ class NamedSet(ImageSource):
         default=None, ge=1, unit="pixels", help="Resize the images of a folder or archive to this square."
     )
     skip_corrupt: bool = field(default=False, help="Leave out files of a folder or archive that can't be read.")
+    mode: Literal["auto", "store", "stream"] = field(default="auto", help="As of an image folder.")
 
     def open(self, root: DataRoot, download: bool = False) -> ImageData:
         """Open the data set, from the store after the first time.
@@ -114,7 +115,7 @@ class NamedSet(ImageSource):
         if found is None:
             raise _missing(known, root)
         if found.kind == "folder":
-            folder = ImageFolder(path=found.path, mode="store", size=self.size, skip_corrupt=self.skip_corrupt)
+            folder = ImageFolder(path=found.path, mode=self.mode, size=self.size, skip_corrupt=self.skip_corrupt)
             data = folder.open(root)
             return dataclasses.replace(data, name=known.name, mean=known.mean, std=known.std)
         if self.size is not None:

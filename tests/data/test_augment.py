@@ -388,7 +388,7 @@ def test_a_users_own_transform_by_path(tmp_path):
         ([Cutout(length=0)], (3, 32, 32), "augmentation.cutout.length"),
         ([{"length": 3}], (3, 32, 32), "add its name"),
         (["clframe.data.augment:Pipeline"], (3, 32, 32), "subclass of Augmentation"),
-        (["random_resized_crop"], (3, 32, 32), "size has no default"),
+        (["random_resized_crop"], (3, 32, 32), "size must be given"),
         ([{"name": "random_resized_crop", "size": 8, "scale": [1, 0.5]}], (3, 32, 32), "put them in order"),
         ([{"name": "random_crop", "size": 41}], (3, 32, 32), "no larger than the padded image"),
         ("autoaugment_cutout", (2, 32, 32), "1 or 3 channels"),

@@ -51,7 +51,7 @@ def test_options_are_the_constructor_keywords_and_survive_a_round_trip():
         backbone_config(Net, {"channels": 2, "unit": 3})
     with pytest.raises(ConfigurationError, match="expected int, received 'many'"):
         backbone_config(Net, {"channels": 2, "units": "many"})
-    with pytest.raises(ConfigurationError, match="channels has no default"):
+    with pytest.raises(ConfigurationError, match="channels must be given"):
         backbone_config(Net, {})
 
 
@@ -238,7 +238,7 @@ def test_timm_errors(monkeypatch):
     timm = pytest.importorskip("timm")
     with pytest.raises(ConfigurationError, match=r"no model named 'resnet10x'.*Did you mean"):
         build_backbone("timm/resnet10x", {}, (3, 32, 32))
-    with pytest.raises(ConfigurationError, match=r"backbone.model has no default"):
+    with pytest.raises(ConfigurationError, match=r"backbone.model must be given"):
         build_backbone("timm", {}, (3, 32, 32))
     with pytest.raises(ConfigurationError, match="received both"):
         build_backbone("timm/resnet10t", {"pretrained": True, "weights": "x.safetensors"}, (3, 32, 32))
