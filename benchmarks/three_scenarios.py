@@ -53,7 +53,8 @@ STRENGTHS: dict[str, dict[str, dict[str, float]]] = {
     "fashion_mnist": {
         "class": {"ewc": 10.0, "lwf": 1.0},
         "task": {"ewc": 1e3, "lwf": 0.3},
-        "domain": {"ewc": 1e3, "lwf": 10.0},
+        # LwF: 10 was best with the tuning seed (validation 86.5 %) but diverges with others; 3 is the next (79.0 %)
+        "domain": {"ewc": 1e3, "lwf": 3.0},
     },
 }
 STRATEGIES: dict[str, tuple[str, ...]] = {

@@ -168,6 +168,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     compare.add_argument("--format", choices=["text", "markdown", "latex", "csv", "html"], default="text")
     compare.add_argument("--json", action="store_true", help="columns and rows as JSON, unscaled")
     compare.add_argument("--metrics", metavar="A,B", help="columns, by full name")
+    compare.add_argument("--head", metavar="NAME", help="report head (default: each run's primary one)")
+    compare.add_argument("--restriction", choices=["global", "local", "upto"], help="default: each run's primary one")
     metrics = command("metrics", "compute a run's metrics again from its kept predictions", _metrics)
     metrics.add_argument("directory", type=Path, metavar="DIR")
     metrics.add_argument("--json", action="store_true", help="everything, as JSON")
@@ -375,7 +377,7 @@ def _compare(options: argparse.Namespace) -> None:
     from clframe.tracking.files import to_json
 
     chosen = {"metrics": options.metrics.split(",")} if options.metrics else {}
-    table = api.compare(options.directories, **chosen)
+    table = api.compare(options.directories, head=options.head, restriction=options.restriction, **chosen)
     if options.json:
         rows = [[vars(c) if isinstance(c, Estimate) else c for c in row] for row in table.rows]
         print(to_json({"columns": [c.title for c in table.heads], "rows": rows}))

@@ -94,6 +94,7 @@ def summary_of(directory: RunDirectory) -> RunSummary:
         progress=f"{done} of {len(stream['experiences'])} experiences",
         score=str(stream["score"]),
         higher_is_better=stream["score"] == "accuracy",
+        restriction="local" if stream["setting"] == "task" else "global",
     )
 
 

@@ -39,6 +39,7 @@ class RunSummary:
         progress: How far an unfinished run came, in words, for instance `3 of 10 experiences`.
         score: Name of the scenario's score.
         higher_is_better: Whether a larger score is a better one.
+        restriction: The primary restriction: `local` where the setting gives task ids, else `global`.
     """
 
     directory: str | Path
@@ -54,6 +55,7 @@ class RunSummary:
     progress: str = ""
     score: str = "accuracy"
     higher_is_better: bool = True
+    restriction: str = "global"
 
     @property
     def name(self) -> str:
@@ -64,9 +66,13 @@ class RunSummary:
         """The head asked for, or the primary one; empty when there is none."""
         return asked or next(iter(self.metrics), "")
 
-    def number(self, metric: str, head: str | None = None, restriction: str = "global") -> float | None:
+    def number(self, metric: str, head: str | None = None, restriction: str | None = None) -> float | None:
         """One scalar metric, or None when the run doesn't have it."""
-        value = self.metrics.get(self.head(head), {}).get(restriction, {}).get(metric.replace("accuracy", self.score))
+        value = (
+            self.metrics.get(self.head(head), {})
+            .get(restriction or self.restriction, {})
+            .get(metric.replace("accuracy", self.score))
+        )
         return float(value) if isinstance(value, (int, float)) else None
 
     def flat_settings(self) -> dict[str, Any]:
@@ -105,7 +111,7 @@ class _Group:
     def unfinished(self) -> list[RunSummary]:
         return [run for run in self.runs if not run.finished and run.seed not in self.finished]
 
-    def values(self, metric: str, head: str | None, restriction: str) -> dict[int, float | None]:
+    def values(self, metric: str, head: str | None, restriction: str | None) -> dict[int, float | None]:
         return {seed: run.number(metric, head, restriction) for seed, run in self.finished.items()}
 
 
@@ -119,7 +125,7 @@ def compare(
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     head: str | None = None,
-    restriction: str = "global",
+    restriction: str | None = None,
 ) -> Table:
     """Group runs by everything but the seed and show mean and sample standard deviation over seeds.
 
@@ -131,7 +137,7 @@ def compare(
         results: The runs.
         metrics: Scalar metrics by their full names.
         head: Report head; each run's primary one by default.
-        restriction: `global`, `local` or `upto`.
+        restriction: `global`, `local` or `upto`; each run's primary one by default (`local` where task ids are given).
 
     Raises:
         ConfigurationError: There are no runs, or no metrics.
@@ -183,7 +189,7 @@ def _row(
     ranks: Mapping[int, tuple[int, float]],
     metrics: Sequence[str],
     head: str | None,
-    restriction: str,
+    restriction: str | None,
 ) -> list[Cell]:
     cells: list[Cell] = [scenario, label, group.first.backbone, group.first.head(head) or None]
     for metric in metrics:
@@ -197,7 +203,7 @@ def _row(
 
 
 def _rank(
-    members: Sequence[_Group], labels: Mapping[int, str], metric: str, head: str | None, restriction: str
+    members: Sequence[_Group], labels: Mapping[int, str], metric: str, head: str | None, restriction: str | None
 ) -> tuple[dict[int, tuple[int, float]], list[str]]:
     """Rank (and sorting value) per group, and a note for each difference that the seeds don't support."""
     known = CATALOGUE.get(metric)
@@ -285,14 +291,19 @@ def _setting_notes(scenarios: Mapping[tuple[str, str], Sequence[_Group]], labels
 
 
 def _other_notes(
-    groups: Sequence[_Group], labels: Mapping[int, str], metrics: Sequence[str], head: str | None, restriction: str
+    groups: Sequence[_Group],
+    labels: Mapping[int, str],
+    metrics: Sequence[str],
+    head: str | None,
+    restriction: str | None,
 ) -> list[str]:
     notes = []
     heads = sorted({h for g in groups if (h := g.first.head(head))})
     if len(heads) > 1:
         notes.append(f"The rows report different heads ({', '.join(heads)}), whose numbers differ within one run.")
-    if restriction != "global":
-        notes.append(f"Predictions are restricted ({restriction}): they use the task of the sample.")
+    shown = {restriction} if restriction else {r.restriction for g in groups for r in g.runs}
+    restricted = sorted(shown - {"global"})
+    notes += [f"Predictions are restricted ({name}): they use the task of the sample." for name in restricted]
     for group in groups:
         seeds = [run.seed for run in group.runs if run.finished]
         for seed in sorted({s for s in seeds if seeds.count(s) > 1}):

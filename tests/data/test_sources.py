@@ -114,7 +114,11 @@ def test_idx_files_by_hand_equal_torchvisions_reading(root, tmp_path):
     assert NamedSet(name="mnist").open(root).fingerprint == NamedSet(name="mnist").open(other).fingerprint
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x1f\x8b broken", gzip.compress(idx(np.zeros((3, 28, 28)))[:-9])])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"\x1f\x8b broken", gzip.compress(idx(np.zeros((3, 28, 28)))[:-9])],
+    ids=["empty", "broken", "short"],
+)
 def test_a_damaged_idx_file_is_named(root, damage):
     folder = root.folders[0] / "fashion-mnist"
     write_idx(folder, ".gz")

@@ -170,3 +170,14 @@ def test_card_is_escaped():
     assert card.count("&lt;img src=x onerror=alert(1)&gt;&amp;&quot;&#x27;") == 5
     assert "50.00 %" in card
     assert 'src="data:image/png;base64,iVBORw=="' in card
+
+
+def test_each_run_is_shown_by_its_primary_restriction():
+    """A task-incremental run is judged among the classes of the sample's task, unless another restriction is asked for."""
+    both = {"classifier": {"global": {"final_accuracy": 0.2}, "local": {"final_accuracy": 0.9}}}
+    given = [run("lwf", seed, 0.0, metrics=both, restriction="local") for seed in range(3)]
+    table = compare(given, metrics=["final_accuracy"])
+    assert column(table, "final_accuracy")[0].mean == pytest.approx(0.9)
+    assert any("restricted (local)" in note for note in table.notes)
+    asked = compare(given, metrics=["final_accuracy"], restriction="global")
+    assert column(asked, "final_accuracy")[0].mean == pytest.approx(0.2)
