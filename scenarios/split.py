@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -93,7 +93,11 @@ class Split(Scenario):
 
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
         """Open the source and cut it."""
-        given = {"size": self.size, "skip_corrupt": self.skip_corrupt or None, "mode": None if self.mode == "auto" else self.mode}
+        given = {
+            "size": self.size,
+            "skip_corrupt": self.skip_corrupt or None,
+            "mode": None if self.mode == "auto" else self.mode,
+        }
         options = {name: value for name, value in given.items() if value is not None}
         return self.cut(find_source(self.source, **options).open(root, download=download))
 
