@@ -47,7 +47,7 @@ class Progress(Tracker):
     def _on_epoch(self, values: Mapping[str, Any]) -> None:
         if self._bar is not None:
             self._bar.set_postfix_str(
-                f"{values['phase']} {values['epoch']}/{values['epochs']} loss {values['loss']:.3f}"
+                f"{values['phase']} {values['epoch']}/{values['epochs']} loss {values['loss']:.3f}", refresh=False
             )
 
     def _on_evaluation(self, values: Mapping[str, Any]) -> None:
