@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["cross_entropy", "distillation"]
+__all__ = ["auxiliary_targets", "balanced_distillation", "class_weights", "cross_entropy", "distillation"]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -42,3 +44,48 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = 2.0, *, s
     target = functional.softmax(teacher.detach() / temperature, dim=1)
     loss = -(target * functional.log_softmax(logits / temperature, dim=1)).sum(dim=1).mean()
     return loss * temperature**2 if scale else loss
+
+
+def auxiliary_targets(targets: Tensor, classes: Sequence[int]) -> Tensor:
+    """Relabel for DER's auxiliary head (Yan et al. 2021, section 3.3): 0 for any other class, 1 + k for `classes[k]`.
+
+    Args:
+        targets: (B,) labels.
+        classes: The classes C_t that the head tells apart.
+
+    Returns:
+        (B,) int64 in [0, |C_t|].
+    """
+    is_own = targets[:, None] == torch.tensor(list(classes), device=targets.device)
+    return (is_own * torch.arange(1, len(classes) + 1, device=targets.device)).sum(dim=1)
+
+
+def class_weights(counts: Tensor, beta: float) -> Tensor:
+    """Weigh classes by the inverse of their effective number of samples (Cui et al. 2019, eq. 2), as FOSTER does.
+
+    Args:
+        counts: (K,) samples of every class; an empty class counts as one sample.
+        beta: In [0, 1); 0 gives uniform weights.
+
+    Returns:
+        (K,) float32: (1 − β) / (1 − β^n_c), rescaled to a mean of 1.
+    """
+    weights = (1 - beta) / (1 - beta ** counts.clamp(min=1).double())
+    return (weights / weights.mean()).float()
+
+
+def balanced_distillation(logits: Tensor, teacher: Tensor, weights: Tensor, temperature: float = 2.0) -> Tensor:
+    """Cross-entropy between a softened teacher, rebalanced by class weights, and the student (Wang et al. 2022, FOSTER).
+
+    Args:
+        logits: (B, K) of the student.
+        teacher: (B, K) of the teacher; no gradient flows into it.
+        weights: (K,) of the classes; uniform ones give plain distillation.
+        temperature: T; both are divided by it.
+
+    Returns:
+        -(1/B) Σ_b Σ_c q_c · log softmax(z/T)_c with q_c ∝ w_c · softmax(z'/T)_c, a scalar.
+    """
+    target = weights * functional.softmax(teacher.detach() / temperature, dim=1)
+    target = target / target.sum(dim=1, keepdim=True)
+    return -(target * functional.log_softmax(logits / temperature, dim=1)).sum(dim=1).mean()

@@ -1,0 +1,249 @@
+"""DER, dynamically expandable representation: one new extractor per experience, beside the frozen old ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clframe.errors import ConfigurationError
+from clframe.losses import auxiliary_targets, cross_entropy
+from clframe.memory import Budget, ExemplarMemory
+from clframe.models import CosineHead, MultiHead, Output
+from clframe.spec import field
+from clframe.strategies._checks import refuse_local_softmax
+from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext, Strategy, Tags
+from clframe.stream import Experience, Setting
+
+__all__ = ["DER"]
+
+
+class DER(Strategy):
+    """Dynamically expandable representation, without channel masks (the paper's "w/o P" rows).
+
+    Yan, Xie & He 2021, "DER: Dynamically Expandable Representation for Class Incremental Learning", CVPR. Not dark
+    experience replay, which is `dark_er`. With F_t the extractor of experience t:
+
+        Φ_t(x) = [F_0(x), …, F_t(x)]              super-feature; F_0 … F_{t−1} frozen, F_t starts as a copy of F_{t−1}
+        L = CE(H(Φ_t(x)), y) + λ_a CE(H_a(F_t(x)), y_a)      eq. 4–6, on new data ∪ memory
+
+    H scores all classes seen. The auxiliary head H_a has |C_t| + 1 outputs: y_a = 0 for any class that is not of this
+    experience, 1 + k for its k-th class. The first experience has no auxiliary term.
+
+    Then the classifier stage (section 3.5), after the first experience: `balanced` starts H afresh and trains it alone
+    by CE(z/δ, y) on equally many samples of every class; `align` scales H's new rows to the old ones' mean norm instead
+    (PyCIL, after Zhao et al. 2020). The memory is chosen by herding on the super-feature.
+
+    Official recipe, CIFAR-100: `--strategy.epochs 170 --strategy.warmup-epochs 10 --strategy.memory-size 2000`, SGD 0.1,
+    weight decay 5e-4, drops after epochs 110 and 130, `--head.bias false --head.init kaiming_normal`. PyCIL's DER:
+    `--strategy.stage align --strategy.reuse-head true`, a head with bias and zero initial bias.
+
+    Report heads: `classifier`; `stage1`, H before the balanced stage, where there is one; `nme` when asked for.
+
+    Differs from the paper:
+        No channel masks, sparsity loss and pruning: every extractor keeps its whole size (the official code has none
+        either). Where classes come back, C_t is every class of the experience, and an extractor is added all the same.
+        The balanced subset is drawn once. Exemplar means are of one view, without the average over the flipped image.
+    """
+
+    tags: ClassVar[Tags] = Tags(
+        settings=frozenset[Setting]({"class"}), needs_boundaries=True, stores_samples=True, online=False
+    )
+
+    memory_size: int = field(
+        default=200, ge=1, unit="samples", help="Exemplars: in all (budget total; 2000 in the paper) or of every class."
+    )
+    budget: Budget = field(
+        default="total",
+        help="total: ⌊memory_size / classes seen⌋ per class (the paper's B0); per_class: fixed (its B50, 20 each).",
+    )
+    aux_weight: float = field(
+        default=1.0, ge=0, help="λ_a, the weight of the auxiliary loss (1 in the paper, official code and PyCIL)."
+    )
+    warmup_epochs: int = field(
+        default=0,
+        ge=0,
+        unit="epochs",
+        help="Linear warm-up of the rate, after which H and H_a start afresh (official: 10 of 170 on CIFAR-100, 20 of "
+        "220 on ImageNet-100; PyCIL: 0). 0: neither.",
+    )
+    reuse_head: bool = field(
+        default=False, help="Start H from the previous one's rows (PyCIL) instead of afresh (official code)."
+    )
+    stage: Literal["balanced", "align", "none"] = field(
+        default="balanced", help="Classifier stage: balanced (paper), align (weight alignment, PyCIL) or none."
+    )
+    balanced_epochs: int = field(default=30, ge=1, unit="epochs", help="Length of the balanced stage (official: 30).")
+    balanced_lr: float = field(
+        default=0.1, gt=0, help="Learning rate of the balanced stage, a tenth in its second half (official: 0.1)."
+    )
+    balanced_weight_decay: float = field(default=5e-4, ge=0, help="Of the balanced stage (official: 5e-4).")
+    temperature: float = field(
+        default=5.0, gt=0, help="δ of the balanced stage (paper: 5 on CIFAR-100, 1 on ImageNet-100)."
+    )
+    nme: bool = field(default=False, help="Report the nearest mean of exemplars too (PyCIL does).")
+
+    def check(self, run: RunContext) -> None:
+        """Refuse a memory too small for the stream's classes, a warm-up without end, and heads that don't fit."""
+        self._new_memory(run).check(run.num_classes)
+        refuse_local_softmax(self, run)
+        shortest = min(self.epochs, self.first_epochs or self.epochs)
+        if self.warmup_epochs and self.warmup_epochs >= shortest:
+            raise ConfigurationError(
+                f"strategy.warmup_epochs: expected fewer than the {shortest} epochs of the main phase, received "
+                f"{self.warmup_epochs}: shorten the warm-up or set it to 0."
+            )
+        head = run.network.classifier
+        if isinstance(head, MultiHead) or (isinstance(head, CosineHead) and self.stage == "align"):
+            raise ConfigurationError(
+                f"head.name: DER with stage {self.stage!r} needs one classifier over all classes"
+                f"{' whose rows have norms' if self.stage == 'align' else ''}, received a {type(head).__name__}: "
+                "set head.name to linear."
+            )
+
+    def setup(self) -> None:
+        """Start with an empty memory."""
+        self.memory_ = self._new_memory(self.run)
+        self.means_: Tensor | None = None
+
+    def _new_memory(self, run: RunContext) -> ExemplarMemory:
+        return ExemplarMemory(self.memory_size, budget=self.budget, sample_bytes=run.sample_bytes)
+
+    # -- expansion -------------------------------------------------------------------------------------------------
+
+    def before_experience(self, experience: Experience) -> None:
+        """Freeze the extractors for good, add a copy of the last, grow H, and give the new extractor its H_a."""
+        network = self.network
+        if experience.index > 0:
+            if "stage1" in network.heads:
+                network.remove_head("stage1")
+            network.freeze_branch(-1)
+            network.add_branch(copy_from=-1)
+        super().before_experience(experience)
+        if experience.index > 0:
+            if not self.reuse_head:
+                network.classifier.reset_parameters()
+            if self.aux_weight:
+                network.add_head("auxiliary", len(experience.classes) + 1, inputs="last")
+
+    # -- stage 1: representation -----------------------------------------------------------------------------------
+
+    def phases(self, experience: Experience) -> list[Phase]:
+        """Learn the representation; after the first experience, see to the classifier's bias towards new classes."""
+        train = self.main_phase(experience)
+        if self.warmup_epochs:
+            train = dataclasses.replace(train, optimizer={"warmup": float(self.warmup_epochs)})
+        if experience.index == 0 or self.stage == "none":
+            return [train]
+        if self.stage == "align":
+            return [dataclasses.replace(train, on_end=lambda: self.align(experience))]
+        return [train, self.balanced_phase(experience)]
+
+    def training_data(self, experience: Experience) -> DataView:
+        """New data ∪ memory."""
+        return DataView(torch.cat([experience.train, self.memory_.ids]))
+
+    def before_epoch(self, phase: Phase, epoch: int) -> None:
+        """Start H and H_a afresh once the warm-up is over."""
+        if phase.name == "train" and epoch == self.warmup_epochs > 0:
+            self.network.classifier.reset_parameters()
+            if "auxiliary" in self.network.heads:
+                self.network.heads["auxiliary"].reset_parameters()  # type: ignore[operator]
+
+    def extra_losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
+        """λ_a CE(H_a(F_t(x)), y_a)."""
+        if "auxiliary" not in self.network.heads:
+            return {}
+        logits = self.network.head_logits("auxiliary", output)
+        targets = auxiliary_targets(batch.y, batch.experience.classes)
+        return {"auxiliary": self.aux_weight * cross_entropy(logits, targets)}
+
+    # -- stage 2: classifier ---------------------------------------------------------------------------------------
+
+    def balanced_phase(self, experience: Experience) -> Phase:
+        """Return the stage that trains H alone, from scratch, on a class-balanced subset; nothing else changes."""
+        return Phase(
+            name="balanced",
+            data=DataView(self.balanced_subset(self.training_data(experience).ids)),
+            epochs=self.balanced_epochs,
+            loss=self.balanced_loss,
+            parameters=lambda: [ParameterGroup(list(self.network.classifier.parameters()))],
+            eval_modules=lambda: [self.network],
+            optimizer={
+                "name": "sgd",
+                "lr": self.balanced_lr,
+                "momentum": 0.9,
+                "weight_decay": self.balanced_weight_decay,
+                "schedule": "multistep",
+                "milestones": [0.5],
+                "gamma": 0.1,
+                "warmup": 0.0,
+            },
+            on_start=self.renew_head,
+        )
+
+    def balanced_subset(self, ids: Tensor) -> Tensor:
+        """Draw as many samples of every class as the smallest class has."""
+        order = ids[torch.randperm(len(ids), generator=self.run.rng("balanced"))]
+        labels = self.run.targets(order)
+        classes, counts = torch.unique(labels, return_counts=True)
+        return torch.cat([order[labels == c][: int(counts.min())] for c in classes])
+
+    def renew_head(self) -> None:
+        """Keep H as the report head `stage1`, and start it afresh."""
+        network = self.network
+        kept = network.add_head("stage1", network.num_classes)
+        kept.load_state_dict(network.classifier.state_dict())
+        network.classifier.reset_parameters()
+
+    def balanced_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """CE(z/δ, y)."""
+        logits = self.network(batch.x).logits / self.temperature
+        return {"classification": cross_entropy(logits, batch.y)}
+
+    def align(self, experience: Experience) -> None:
+        """Scale H's new rows by γ = mean‖w_old‖ / mean‖w_new‖ (Zhao et al. 2020, eq. 8); the bias stays."""
+        head = self.network.classifier
+        if not experience.new_classes:
+            return
+        weight = head.weight.detach().clone()
+        norms, num_old = weight.norm(dim=1), head.num_classes - len(experience.new_classes)
+        weight[num_old:] *= norms[:num_old].mean() / norms[num_old:].mean()
+        head.write(weight)
+
+    def after_experience(self, experience: Experience) -> None:
+        """Drop H_a and choose exemplars by herding on the super-feature."""
+        if "auxiliary" in self.network.heads:
+            self.network.remove_head("auxiliary")
+        self.memory_.add_classes(
+            experience.train,
+            self.run.targets(experience.train),
+            experience.num_seen_classes,
+            generator=self.run.rng("memory"),
+            features=self.run.features,
+        )
+        self.means_ = self._exemplar_means() if self.nme else None
+
+    def _exemplar_means(self) -> Tensor:
+        """Return (K, D) re-normalised means of normalised exemplar features; NaN for a class without exemplars."""
+        features = functional.normalize(self.run.features(self.memory_.ids), dim=1)
+        means = torch.full((self.network.num_classes, features.shape[1]), torch.nan)
+        for label in torch.unique(self.memory_.targets).tolist():
+            means[label] = functional.normalize(features[self.memory_.targets == label].mean(dim=0), dim=0)
+        return means.to(self.run.device)
+
+    def report_heads(self, output: Output) -> dict[str, Tensor]:
+        """Score by H, by H as it was after stage 1 (in the first experience the same), and by exemplar means."""
+        heads = {"classifier": output.logits}
+        if self.stage == "balanced":
+            kept = "stage1" if "stage1" in self.network.heads else "classifier"
+            heads["stage1"] = self.network.head_logits(kept, output)
+        if self.means_ is not None and self.means_.shape[1] == output.features.shape[1]:
+            features = functional.normalize(output.features.float(), dim=1)
+            # without matrix products, which mixed precision would round and whose bits depend on the batch's size
+            distances = torch.cdist(features, self.means_, compute_mode="donot_use_mm_for_euclid_dist")
+            heads["nme"] = torch.nan_to_num(-distances.square(), nan=-torch.inf)
+        return heads
