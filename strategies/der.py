@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from clframe.errors import ConfigurationError
 from clframe.losses import auxiliary_targets, cross_entropy
@@ -15,6 +14,7 @@ from clframe.memory import Budget, ExemplarMemory
 from clframe.models import CosineHead, MultiHead, Output
 from clframe.spec import field
 from clframe.strategies._checks import refuse_local_softmax
+from clframe.strategies._exemplars import exemplar_means, nearest_mean_scores, take_exemplars
 from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext, Strategy, Tags
 from clframe.stream import Experience, Setting
 
@@ -218,22 +218,8 @@ class DER(Strategy):
         """Drop H_a and choose exemplars by herding on the super-feature."""
         if "auxiliary" in self.network.heads:
             self.network.remove_head("auxiliary")
-        self.memory_.add_classes(
-            experience.train,
-            self.run.targets(experience.train),
-            experience.num_seen_classes,
-            generator=self.run.rng("memory"),
-            features=self.run.features,
-        )
-        self.means_ = self._exemplar_means() if self.nme else None
-
-    def _exemplar_means(self) -> Tensor:
-        """Return (K, D) re-normalised means of normalised exemplar features; NaN for a class without exemplars."""
-        features = functional.normalize(self.run.features(self.memory_.ids), dim=1)
-        means = torch.full((self.network.num_classes, features.shape[1]), torch.nan)
-        for label in torch.unique(self.memory_.targets).tolist():
-            means[label] = functional.normalize(features[self.memory_.targets == label].mean(dim=0), dim=0)
-        return means.to(self.run.device)
+        take_exemplars(self.memory_, experience, self.run)
+        self.means_ = exemplar_means(self.memory_, self.run) if self.nme else None
 
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Score by H, by H as it was after stage 1 (in the first experience the same), and by exemplar means."""
@@ -242,8 +228,5 @@ class DER(Strategy):
             kept = "stage1" if "stage1" in self.network.heads else "classifier"
             heads["stage1"] = self.network.head_logits(kept, output)
         if self.means_ is not None and self.means_.shape[1] == output.features.shape[1]:
-            features = functional.normalize(output.features.float(), dim=1)
-            # without matrix products, which mixed precision would round and whose bits depend on the batch's size
-            distances = torch.cdist(features, self.means_, compute_mode="donot_use_mm_for_euclid_dist")
-            heads["nme"] = torch.nan_to_num(-distances.square(), nan=-torch.inf)
+            heads["nme"] = nearest_mean_scores(output.features, self.means_)
         return heads

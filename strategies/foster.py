@@ -14,6 +14,7 @@ from clframe.memory import Budget, ExemplarMemory
 from clframe.models import MultiHead, Network, Output
 from clframe.spec import field
 from clframe.strategies._checks import refuse_local_softmax
+from clframe.strategies._exemplars import exemplar_means, nearest_mean_scores, take_exemplars
 from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext, Strategy, Tags
 from clframe.stream import Experience, Setting
 
@@ -46,7 +47,8 @@ class FOSTER(Strategy):
     β₁ per protocol (official; β₂ .97 unless said): B0-10 [.98, .975, …, .94], B0-5 [.97, .96, .95, .94], B0-20 .96,
     B50-Inc10 and -Inc5 .94, B50-Inc2 .95, B50-Inc1 .95/.98, ImageNet-100 B50 .97. PyCIL: .96 and .97.
 
-    Report heads: `student` (primary), `teacher` (the two branches, "FOSTER B4"); in the first experience they are one.
+    Report heads: `student` (primary), `teacher` (the two branches, "FOSTER B4"), in the first experience the same
+    network; `nme` when asked for.
 
     Differs from the paper:
         n_c is counted, where the code sets 500 for every new class. The optional weight alignment of teacher and
@@ -89,6 +91,8 @@ class FOSTER(Strategy):
         default=0.0, ge=0, help="Weight decay of compression (official and PyCIL: 0)."
     )
 
+    nme: bool = field(default=False, help="Report the nearest mean of exemplars on the teacher's features too (PyCIL).")
+
     def check(self, run: RunContext) -> None:
         """Refuse a memory too small for the stream's classes, too few β, and a classifier of several layers."""
         self._new_memory(run).check(run.num_classes)
@@ -109,6 +113,7 @@ class FOSTER(Strategy):
         self.memory_ = self._new_memory(self.run)
         self.student_: Network | None = None
         self.teacher_: Network | None = None
+        self.means_: Tensor | None = None
 
     def _new_memory(self, run: RunContext) -> ExemplarMemory:
         return ExemplarMemory(self.memory_size, budget=self.budget, sample_bytes=run.sample_bytes)
@@ -119,7 +124,7 @@ class FOSTER(Strategy):
             super().before_experience(experience)
             return
         network, num_old, num_seen = self.network, self.network.num_classes, experience.num_seen_classes
-        self.student_, self.teacher_ = self.next_student(num_seen), None
+        self.student_, self.teacher_, self.means_ = self.next_student(num_seen), None, None
         old = network.add_head("old", num_old, inputs=0)
         old.load_state_dict(network.classifier.state_dict())
         old.requires_grad_(False)
@@ -210,13 +215,8 @@ class FOSTER(Strategy):
 
     def after_experience(self, experience: Experience) -> None:
         """Choose exemplars by herding on the teacher's features; from here the network is the student."""
-        self.memory_.add_classes(
-            experience.train,
-            self.run.targets(experience.train),
-            experience.num_seen_classes,
-            generator=self.run.rng("memory"),
-            features=self.run.features,
-        )
+        take_exemplars(self.memory_, experience, self.run)
+        self.means_ = exemplar_means(self.memory_, self.run) if self.nme else None
         if self.student_ is not None:
             self.teacher_, self.network, self.student_ = self.network.frozen_copy(), self.student_, None
 
@@ -225,9 +225,14 @@ class FOSTER(Strategy):
         return {"student": output.logits}
 
     def predict(self, x: Tensor, task_ids: Tensor | None = None) -> dict[str, Tensor]:
-        """Score by the student and by the teacher."""
-        heads = self.report_heads(self.network(x))
-        heads["teacher"] = heads["student"] if self.teacher_ is None else self.teacher_(x).logits
+        """Score by the student, by the teacher, and by the exemplar means of the teacher's features."""
+        output = self.network(x)
+        heads = self.report_heads(output)
+        if self.teacher_ is not None:
+            output = self.teacher_(x)
+        heads["teacher"] = output.logits
+        if self.means_ is not None:
+            heads["nme"] = nearest_mean_scores(output.features, self.means_)
         return heads
 
 

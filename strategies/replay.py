@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from clframe.losses import cross_entropy
 from clframe.memory import Budget, ExemplarMemory, Policy
 from clframe.models import Output
 from clframe.spec import field
 from clframe.strategies._checks import refuse_local_softmax
+from clframe.strategies._exemplars import exemplar_means, nearest_mean_scores, take_exemplars
 from clframe.strategy import Batch, DataView, RunContext, Strategy, Tags
 from clframe.stream import Experience
 
@@ -121,34 +121,17 @@ class Replay(Strategy):
 
     def after_experience(self, experience: Experience) -> None:
         """Choose exemplars and compute the class means."""
-        ids, generator = experience.train, self.run.rng("memory")
         if not self._takes_offers:
-            self.memory_.add_classes(
-                ids,
-                self.run.targets(ids),
-                experience.num_seen_classes,
-                generator=generator,
-                features=self.run.features,
-            )
+            take_exemplars(self.memory_, experience, self.run)
         elif self.form == "union":
+            ids, generator = experience.train, self.run.rng("memory")
             ids = ids[torch.randperm(len(ids), generator=generator)]
             self.memory_.observe(ids, self.run.targets(ids), generator=generator)
-        self.means_ = self._exemplar_means() if self.nme and len(self.memory_) else None
-
-    def _exemplar_means(self) -> Tensor:
-        """Return (K, D) re-normalised means of normalised exemplar features; NaN for a class without exemplars."""
-        features = functional.normalize(self.run.features(self.memory_.ids), dim=1)
-        means = torch.full((self.network.num_classes, features.shape[1]), torch.nan)
-        for label in torch.unique(self.memory_.targets).tolist():
-            means[label] = functional.normalize(features[self.memory_.targets == label].mean(dim=0), dim=0)
-        return means.to(self.run.device)
+        self.means_ = exemplar_means(self.memory_, self.run) if self.nme and len(self.memory_) else None
 
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Score by the classifier, and by the distance to the exemplar means."""
         heads = super().report_heads(output)
         if self.means_ is not None:
-            features = functional.normalize(output.features.float(), dim=1)
-            # without matrix products, which mixed precision would round and whose bits depend on the batch's size
-            distances = torch.cdist(features, self.means_, compute_mode="donot_use_mm_for_euclid_dist")
-            heads["nme"] = torch.nan_to_num(-distances.square(), nan=-torch.inf)
+            heads["nme"] = nearest_mean_scores(output.features, self.means_)
         return heads

@@ -20,7 +20,7 @@ from clframe.spec import Configurable, field
 
 __all__ = ["CosineHead", "Head", "HeadConfig", "LinearHead", "MultiHead", "NewInputs"]
 
-Init = Literal["torch", "kaiming_normal", "zeros"]
+Init = Literal["torch", "kaiming_normal", "kaiming_uniform", "zeros"]
 NewInputs = Literal["fresh", "zero"]
 
 
@@ -34,7 +34,8 @@ class HeadConfig(Configurable):
     bias: bool = field(default=True, help="Whether linear layers have a bias.")
     init: Init = field(
         default="torch",
-        help="How new weights are drawn: torch is uniform in ±1/sqrt(D), bias too; kaiming_normal is N(0, 1/D), bias 0.",
+        help="How new weights are drawn: torch is uniform in ±1/sqrt(D), bias too; kaiming_normal is N(0, 1/D), bias 0; "
+        "kaiming_uniform is uniform in ±sqrt(3/D), bias 0 (PyCIL).",
     )
     scale: float = field(default=1.0, gt=0, help="Initial value of the cosine head's learned scale.")
 
@@ -357,7 +358,7 @@ def _draw_weight(shape: tuple[int, int], fan_in: int, init: Init) -> Tensor:
         return block.zero_()
     if init == "kaiming_normal":
         return block.normal_(0.0, 1 / math.sqrt(fan_in))
-    bound = 1 / math.sqrt(fan_in)
+    bound = math.sqrt((3 if init == "kaiming_uniform" else 1) / fan_in)
     return block.uniform_(-bound, bound)
 
 

@@ -53,7 +53,7 @@ def test_zero_inputs_leave_the_logits_as_they_were(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("init", ["torch", "kaiming_normal"])
+@pytest.mark.parametrize("init", ["torch", "kaiming_normal", "kaiming_uniform"])
 def test_new_values_are_distributed_as_in_a_fresh_layer_of_the_full_fan_in(name, init):
     torch.manual_seed(0)
     head = make(name, 30, init=init)
@@ -73,6 +73,9 @@ def test_new_values_are_distributed_as_in_a_fresh_layer_of_the_full_fan_in(name,
     else:
         assert columns.std().item() == pytest.approx(bound, rel=0.02)
         assert rows.std().item() == pytest.approx(1 / math.sqrt(30), rel=0.02)
+        if init == "kaiming_uniform":  # PyTorch's own, for a linear unit
+            nn.init.kaiming_uniform_(fresh.weight, nonlinearity="linear")
+            assert columns.abs().max().item() == pytest.approx(fresh.weight.abs().max().item(), rel=0.001)
         assert head.bias is None or not head.bias.any()
 
 

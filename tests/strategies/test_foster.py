@@ -295,6 +295,22 @@ def test_report_heads_are_the_two_networks(make):
     assert not torch.allclose(scores["student"], scores["teacher"])
 
 
+def test_the_exemplar_means_are_of_the_teachers_features(make):
+    trial = make(FOSTER(memory_size=12, nme=True)).run()
+    strategy, stream = trial.strategy, trial.stream
+    x = trial.trainer.context.test_maker.test_input(stream.test.gather(torch.arange(6)))
+    stored = trial.trainer.context.train_maker.test_input(stream.train.gather(strategy.memory_.ids))
+    with torch.no_grad():
+        teacher = strategy.teacher_.eval()
+        unit = torch.nn.functional.normalize(teacher(stored).features.double(), dim=1).numpy()
+        own = torch.nn.functional.normalize(teacher(x).features.double(), dim=1).numpy()
+        scores = strategy.predict(x)["nme"].numpy()
+    labels = strategy.memory_.targets.numpy()
+    means = np.stack([unit[labels == c].mean(axis=0) for c in range(stream.num_classes)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(scores, -((own[:, None] - means) ** 2).sum(axis=2), atol=1e-5)
+
+
 # ---- β
 
 

@@ -11,6 +11,7 @@ import torch
 from sklearn.neighbors import NearestCentroid
 
 from clframe.errors import ConfigurationError
+from clframe.strategies._exemplars import exemplar_means
 from clframe.strategies.cumulative import Cumulative
 from clframe.strategies.finetune import Finetune
 from clframe.strategies.lwf import LwF
@@ -177,7 +178,7 @@ def test_a_class_without_exemplars_is_never_the_nearest(make):
     trial = make(Replay(memory_size=12)).run()
     strategy = trial.strategy
     strategy.memory_.remove(strategy.memory_.ids[strategy.memory_.targets == 3])
-    strategy.means_ = strategy._exemplar_means()
+    strategy.means_ = exemplar_means(strategy.memory_, strategy.run)
     x = trial.trainer.context.test_maker.test_input(trial.stream.test.gather(torch.arange(18)))
     scores = strategy.predict(x)["nme"]
     assert (scores[:, 3] == -torch.inf).all()
