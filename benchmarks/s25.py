@@ -132,14 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--batch", default="32")
-    parser.add_argument("--seeds", default="3", help="how many, from 0 on; or a list such as 0,2")
+    parser.add_argument("--seeds", default="3", help="how many, from 0 on; or a list such as 0,2 (one: 2,)")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/s25"))
     parser.add_argument("--data-root")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--record", action="store_true", help="make no runs")
     given = parser.parse_args(arguments)
-    seeds = [int(s) for s in given.seeds.split(",")] if "," in given.seeds else list(range(int(given.seeds)))
+    seeds = [int(s) for s in given.seeds.split(",") if s] if "," in given.seeds else list(range(int(given.seeds)))
     chosen = [(m, int(b), s) for b in given.batch.split(",") for s in seeds for m in given.methods.split(",")]
     if not given.record:
         sweep = Sweep([run_of(*c, given.runs) for c in chosen], given.processes, given.data_root)
