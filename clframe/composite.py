@@ -95,11 +95,16 @@ class Composite(Strategy):
         return owner.query(experience) if owner else super().query(experience)
 
     def phases(self, experience: Experience) -> list[Phase]:
-        """Return the phases of the part that has some, with the other parts' extra losses added."""
+        """Return the phases of the part that has some, with the other parts' extra losses, then all extra phases."""
         owner = self._owner("phases")
         if owner is None:
-            return [self.main_phase(experience)]
-        return [self._with_extras(phase, owner) for phase in owner.phases(experience)]
+            return [self.main_phase(experience), *self.extra_phases(experience)]
+        own = [self._with_extras(phase, owner) for phase in owner.phases(experience)]
+        return [*own, *self.extra_phases(experience)]
+
+    def extra_phases(self, experience: Experience) -> list[Phase]:
+        """Return the extra phases of all parts, in order."""
+        return [phase for part in self.parts for phase in part.extra_phases(experience)]
 
     def training_data(self, experience: Experience) -> DataView:
         """Return the training data of the part that replaces it, or the experience's own."""

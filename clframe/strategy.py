@@ -337,7 +337,11 @@ class Strategy(Configurable):
 
     def phases(self, experience: Experience) -> list[Phase]:
         """Return the stages of training; an experience without training has none."""
-        return [self.main_phase(experience)]
+        return [self.main_phase(experience), *self.extra_phases(experience)]
+
+    def extra_phases(self, experience: Experience) -> list[Phase]:
+        """Return stages that follow the main ones, such as a classifier stage; in a composition, every part's."""
+        return []
 
     def training_data(self, experience: Experience) -> DataView:
         """Return what the main phase presents."""

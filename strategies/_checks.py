@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from clframe.errors import ConfigurationError
+from clframe.models import MultiHead
 from clframe.strategy import RunContext, Strategy
 
-__all__ = ["refuse_local_softmax"]
+__all__ = ["refuse_local_softmax", "refuse_multi_head"]
 
 
 def refuse_local_softmax(strategy: Strategy, run: RunContext) -> None:
@@ -20,4 +21,16 @@ def refuse_local_softmax(strategy: Strategy, run: RunContext) -> None:
         raise ConfigurationError(
             f"strategy.loss_over: {type(strategy).__name__} trains on older classes too, so expected auto or seen in the "
             "class-incremental setting, received 'experience'."
+        )
+
+
+def refuse_multi_head(strategy: Strategy, run: RunContext) -> None:
+    """Refuse a classifier of one layer per task where the method needs one over all classes.
+
+    Raises:
+        ConfigurationError: `head.name` is `multi`.
+    """
+    if isinstance(run.network.classifier, MultiHead):
+        raise ConfigurationError(
+            f"head.name: {type(strategy).__name__} needs one classifier over all classes, received multi: set it to linear."
         )

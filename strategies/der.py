@@ -11,9 +11,9 @@ from torch import Tensor
 from clframe.errors import ConfigurationError
 from clframe.losses import auxiliary_targets, cross_entropy
 from clframe.memory import Budget, ExemplarMemory
-from clframe.models import CosineHead, MultiHead, Output
+from clframe.models import CosineHead, Output
 from clframe.spec import field
-from clframe.strategies._checks import refuse_local_softmax
+from clframe.strategies._checks import refuse_local_softmax, refuse_multi_head
 from clframe.strategies._exemplars import exemplar_means, nearest_mean_scores, take_exemplars
 from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext, Strategy, Tags
 from clframe.stream import Experience, Setting
@@ -90,18 +90,17 @@ class DER(Strategy):
         """Refuse a memory too small for the stream's classes, a warm-up without end, and heads that don't fit."""
         self._new_memory(run).check(run.num_classes)
         refuse_local_softmax(self, run)
+        refuse_multi_head(self, run)
         shortest = min(self.epochs, self.first_epochs or self.epochs)
         if self.warmup_epochs and self.warmup_epochs >= shortest:
             raise ConfigurationError(
                 f"strategy.warmup_epochs: expected fewer than the {shortest} epochs of the main phase, received "
                 f"{self.warmup_epochs}: shorten the warm-up or set it to 0."
             )
-        head = run.network.classifier
-        if isinstance(head, MultiHead) or (isinstance(head, CosineHead) and self.stage == "align"):
+        if isinstance(run.network.classifier, CosineHead) and self.stage == "align":
             raise ConfigurationError(
-                f"head.name: DER with stage {self.stage!r} needs one classifier over all classes"
-                f"{' whose rows have norms' if self.stage == 'align' else ''}, received a {type(head).__name__}: "
-                "set head.name to linear."
+                "head.name: DER with stage 'align' scales the classifier's rows, which a cosine head's scores don't "
+                "depend on: set head.name to linear, or strategy.stage to balanced or none."
             )
 
     def setup(self) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from clframe.errors import ConfigurationError
 from clframe.losses import balanced_distillation, class_weights, cross_entropy, distillation
 from clframe.memory import Budget, ExemplarMemory
-from clframe.models import MultiHead, Network, Output
+from clframe.models import Network, Output
 from clframe.spec import field
-from clframe.strategies._checks import refuse_local_softmax
+from clframe.strategies._checks import refuse_local_softmax, refuse_multi_head
 from clframe.strategies._exemplars import exemplar_means, nearest_mean_scores, take_exemplars
 from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext, Strategy, Tags
 from clframe.stream import Experience, Setting
@@ -97,16 +97,13 @@ class FOSTER(Strategy):
         """Refuse a memory too small for the stream's classes, too few β, and a classifier of several layers."""
         self._new_memory(run).check(run.num_classes)
         refuse_local_softmax(self, run)
+        refuse_multi_head(self, run)
         for name, given in (("beta1", self.beta1), ("beta2", self.beta2)):
             if isinstance(given, list) and len(given) < run.num_experiences - 1:
                 raise ConfigurationError(
                     f"strategy.{name}: expected one value for each of {run.num_experiences - 1} experiences after the "
                     f"first, received {len(given)}: give more, or one number for all."
                 )
-        if isinstance(run.network.classifier, MultiHead):
-            raise ConfigurationError(
-                "head.name: FOSTER needs one classifier over all classes, received multi: set it to linear."
-            )
 
     def setup(self) -> None:
         """Start with an empty memory, without teacher and student."""

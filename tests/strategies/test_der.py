@@ -13,12 +13,9 @@ from clframe.strategies.finetune import Finetune
 from clframe.testing import check_strategy
 from clframe.testing.bench import first_difference
 from clframe.testing.streams import synthetic_stream
+from tests.strategies.laws import assert_gradients, ce, copied
 
 SHORT = {"balanced_epochs": 2, "memory_size": 12}
-
-
-def copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in module.state_dict().items()}
 
 
 def at_end_of(trial, name: str, call) -> None:
@@ -77,11 +74,6 @@ def test_auxiliary_targets():
     assert auxiliary_targets(y, ()).tolist() == [0] * 6
 
 
-def reference_ce(logits: np.ndarray, y: np.ndarray) -> float:
-    shifted = logits - logits.max(1, keepdims=True)
-    return float(np.mean(np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(y)), y]))
-
-
 def ready_for_second(make, strategy, **options):
     """A run that has grown for its second experience and not trained there, and a batch of it, in float64."""
     trial = make(strategy, **options)
@@ -101,27 +93,6 @@ def ready_for_second(make, strategy, **options):
     return trial, found
 
 
-def assert_gradients(total, parameters) -> None:
-    """Compare autograd with central differences at the steepest entry of every parameter."""
-    for p in parameters:
-        p.grad = None
-    total().backward()
-    checked = 0
-    for p in parameters:
-        if p.grad is None or float(p.grad.abs().max()) < 1e-6:
-            continue
-        k, values = tuple(int(i) for i in np.unravel_index(int(p.grad.abs().argmax()), p.shape)), []
-        for shift in (1e-5, -2e-5):
-            with torch.no_grad():
-                p[k] += shift
-            values.append(total().item())
-        with torch.no_grad():
-            p[k] += 1e-5
-        assert (values[0] - values[1]) / 2e-5 == pytest.approx(p.grad[k].item(), rel=1e-4)
-        checked += 1
-    assert checked > 2
-
-
 def test_the_loss_and_its_gradient(make):
     trial, batch = ready_for_second(make, DER(aux_weight=0.7, **SHORT))
     network, y = trial.strategy.network, batch.y.numpy()
@@ -132,10 +103,10 @@ def test_the_loss_and_its_gradient(make):
         z = (torch.cat(parts, 1) @ h.weight.T + h.bias).numpy()
         z_a = (parts[-1] @ a.weight.T + a.bias).numpy()
     assert z_a.shape[1] == 3
-    assert terms["classification"].item() == pytest.approx(reference_ce(z, y), rel=1e-5)
+    assert terms["classification"].item() == pytest.approx(ce(z, y), rel=1e-5)
     y_a = np.array([{2: 1, 3: 2}.get(int(c), 0) for c in y])
     assert set(y_a.tolist()) == {0, 1, 2}
-    assert terms["auxiliary"].item() == pytest.approx(0.7 * reference_ce(z_a, y_a), rel=1e-5)
+    assert terms["auxiliary"].item() == pytest.approx(0.7 * ce(z_a, y_a), rel=1e-5)
     trained = [p for p in network.parameters() if p.requires_grad]
     assert_gradients(lambda: sum(trial.strategy.loss_terms(batch).values()), trained)
 
@@ -145,7 +116,7 @@ def test_the_balanced_loss_divides_by_its_temperature_and_moves_the_head_alone(m
     with torch.no_grad():
         z = trial.strategy.network(batch.x).logits.numpy()
     loss = trial.strategy.balanced_loss(batch)["classification"]
-    assert loss.item() == pytest.approx(reference_ce(z / 5, batch.y.numpy()), rel=1e-5)
+    assert loss.item() == pytest.approx(ce(z / 5, batch.y.numpy()), rel=1e-5)
 
 
 def test_one_experience_is_plain_training_bit_for_bit(make, same):
@@ -268,8 +239,8 @@ def test_it_resumes_inside_every_stage(resumes, stop_after):
         (DER(memory_size=5), {}, "at least one exemplar for each of 6 classes"),
         (DER(loss_over="experience"), {}, "trains on older classes too"),
         (DER(warmup_epochs=2), {}, "expected fewer than the 2 epochs of the main phase, received 2"),
-        (DER(stage="align"), {"head": {"name": "cosine"}}, "whose rows have norms, received a CosineHead"),
-        (DER(), {"head": {"name": "multi"}}, "one classifier over all classes, received a MultiHead"),
+        (DER(stage="align"), {"head": {"name": "cosine"}}, "a cosine head.s scores don.t depend on"),
+        (DER(), {"head": {"name": "multi"}}, "one classifier over all classes, received multi"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_run(make, strategy, options, said):
