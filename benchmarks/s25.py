@@ -96,6 +96,7 @@ def row_of(run: Run, method: str) -> dict[str, Any]:
         curves[head]["curve"] = _rounded(values["seen_accuracy"])
     return {
         "method": method,
+        "strategy": run.config["strategy"]["name"],
         "batch_size": run.config["batch_size"],
         "seed": run.config["seed"],
         "primary": run.primary[0],

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import methods_page
+
 from clframe.metrics import CATALOGUE
 from clframe.metrics.catalogue import Metric
 
@@ -58,7 +60,7 @@ def _row(metric: Metric) -> str:
     return f"| `{metric.name}` | {better} | {unit} | {', '.join(metric.restrictions)} | {definition} |\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"metrics.md": metrics_page}
+PAGES: dict[str, Callable[[], str]] = {"metrics.md": metrics_page, "methods.md": methods_page.page}
 """What makes each generated page."""
 
 if __name__ == "__main__":

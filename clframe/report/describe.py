@@ -14,7 +14,7 @@ from clframe.metrics import CATALOGUE, Metric
 from clframe.registry import Kind
 from clframe.spec import Configurable, FieldInfo, fields_of
 
-__all__ = ["describe", "listing"]
+__all__ = ["describe", "listing", "needs_of"]
 
 _REGISTERED: tuple[Kind, ...] = ("strategy", "scenario", "backbone")
 _PLURALS = {"strategies": "strategy", "scenarios": "scenario", "backbones": "backbone", "metrics": "metric"}
@@ -139,7 +139,7 @@ def _describe_strategy(name: str) -> str:
     example = _example("strategy", name, classes)
     if len(classes) == 1:
         cls = classes[0]
-        return _text(name, _doc(cls), _tags(cls.tags), _version(cls), _options(cls, "strategy"), example)
+        return _text(name, _doc(cls), needs_of(cls.tags), _version(cls), _options(cls, "strategy"), example)
     doc = "Composition, trained together in this order:\n\n" + "\n".join(
         f"- {n}: {_first_line(_doc(c))}" for n, c in zip(names, classes, strict=True)
     )
@@ -151,7 +151,7 @@ def _describe_strategy(name: str) -> str:
         others: set[str] = set().union(*(o for j, o in enumerate(owned) if j != k))
         own = [f for f in fields_of(cls) if f.name in owned[k]]
         sections.append(_option_list(f"Options of {n}", own, _typed_of_part(n.rpartition(":")[2], others)))
-    return _text(name, doc, _tags(merged), *sections, example)
+    return _text(name, doc, needs_of(merged), *sections, example)
 
 
 def _typed_of_part(part: str, others: set[str]) -> Callable[[FieldInfo], str]:
@@ -240,7 +240,7 @@ def _version(cls: Any) -> str:
     return f"Version {getattr(cls, 'version', 1)}" + "".join(f"\n  {line}" for line in history)
 
 
-def _tags(tags: Any) -> str:
+def needs_of(tags: Any) -> str:
     """What a method needs and can do, in words."""
     needs = {
         "needs_boundaries": "to be told where tasks end",
