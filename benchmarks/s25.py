@@ -66,13 +66,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "finetune": {"strategy": {"name": "finetune"}},
     "joint": {"strategy": {"name": "joint"}},
     "replay": {"strategy": {"name": "replay", **MEMORY}},
-    "der_pycil": {"strategy": {"name": "der", "stage": "align", "reuse_head": True, "nme": True, **MEMORY}},
+    "der_pycil": {"strategy": {"name": "der", "stage": "align", "reuse_head": True, **MEMORY}},
     "foster": {
-        "strategy": {"name": "foster", "compression_epochs": 8, "nme": True, **MEMORY},
+        "strategy": {"name": "foster", "compression_epochs": 8, **MEMORY},
         "optimizer": {"schedule": "cosine", "milestones": [], "weight_decay": 5e-4},
     },
     # the papers' own forms
-    "der": {"strategy": {"name": "der", "nme": True, **MEMORY}, "head": {"bias": False, "init": "kaiming_normal"}},
+    "der": {"strategy": {"name": "der", **MEMORY}, "head": {"bias": False, "init": "kaiming_normal"}},
 }
 
 

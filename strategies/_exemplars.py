@@ -1,16 +1,81 @@
-"""What methods that keep exemplars share: taking them, and the nearest mean of exemplars."""
+"""What methods that keep exemplars share: training on new data ∪ memory, herding, and the nearest mean of exemplars."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clframe.memory import ExemplarMemory
-from clframe.strategy import RunContext
-from clframe.stream import Experience
+from clframe.memory import Budget, ExemplarMemory
+from clframe.models import Output
+from clframe.spec import field
+from clframe.strategies._checks import refuse_local_softmax
+from clframe.strategy import DataView, RunContext, Strategy, Tags
+from clframe.stream import Experience, Setting
 
-__all__ = ["exemplar_means", "nearest_mean_scores", "take_exemplars"]
+__all__ = ["ExemplarStrategy", "exemplar_means", "nearest_mean_scores", "take_exemplars"]
+
+
+class ExemplarStrategy(Strategy):
+    """The frame of class-incremental methods with exemplars: train on new data ∪ memory, herd afterwards, report NME too.
+
+    `choose_exemplars` is the one place where the memory changes; a method whose exemplars or means come from another
+    network than the run's overrides it.
+    """
+
+    tags: ClassVar[Tags] = Tags(
+        settings=frozenset[Setting]({"class"}), needs_boundaries=True, stores_samples=True, online=False
+    )
+
+    memory_size: int = field(
+        default=200,
+        ge=1,
+        unit="samples",
+        help="Exemplars: in all (budget total; 2000 in most papers) or of every class.",
+    )
+    budget: Budget = field(
+        default="total",
+        help="total: ⌊memory_size / classes seen⌋ per class (the papers' B0); per_class: fixed (their B50, 20 each).",
+    )
+    nme: bool = field(default=True, help="Report the nearest mean of exemplars too, as PyCIL does.")
+
+    def check(self, run: RunContext) -> None:
+        """Refuse a memory too small for the stream's classes, and a softmax that leaves out the old ones."""
+        self._new_memory(run).check(run.num_classes)
+        refuse_local_softmax(self, run)
+
+    def setup(self) -> None:
+        """Start with an empty memory."""
+        self.memory_ = self._new_memory(self.run)
+        self.means_: Tensor | None = None
+
+    def _new_memory(self, run: RunContext) -> ExemplarMemory:
+        return ExemplarMemory(self.memory_size, budget=self.budget, sample_bytes=run.sample_bytes)
+
+    def training_data(self, experience: Experience) -> DataView:
+        """New data ∪ memory."""
+        return DataView(torch.cat([experience.train, self.memory_.ids]))
+
+    def after_experience(self, experience: Experience) -> None:
+        """Choose exemplars."""
+        self.choose_exemplars(experience)
+
+    def choose_exemplars(self, experience: Experience) -> None:
+        """Herd exemplars on the network's features, and compute the class means."""
+        take_exemplars(self.memory_, experience, self.run)
+        self.means_ = exemplar_means(self.memory_, self.run) if self.nme else None
+
+    def report_heads(self, output: Output) -> dict[str, Tensor]:
+        """Score by the classifier, and by the distance to the exemplar means."""
+        return {"classifier": output.logits, **self.nme_head(output.features)}
+
+    def nme_head(self, features: Tensor) -> dict[str, Tensor]:
+        """Score features (B, D) by the exemplar means; nothing while there are none, or none of that length."""
+        if self.means_ is None or self.means_.shape[1] != features.shape[1]:
+            return {}
+        return {"nme": nearest_mean_scores(features, self.means_)}
 
 
 def take_exemplars(memory: ExemplarMemory, experience: Experience, run: RunContext) -> None:

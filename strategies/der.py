@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from clframe.errors import ConfigurationError
 from clframe.losses import auxiliary_targets, cross_entropy
-from clframe.memory import Budget, ExemplarMemory
 from clframe.models import CosineHead, Output
 from clframe.spec import field
-from clframe.strategies._checks import refuse_local_softmax, refuse_multi_head
-from clframe.strategies._exemplars import exemplar_means, nearest_mean_scores, take_exemplars
-from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext, Strategy, Tags
-from clframe.stream import Experience, Setting
+from clframe.strategies._checks import refuse_multi_head
+from clframe.strategies._exemplars import ExemplarStrategy
+from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext
+from clframe.stream import Experience
 
 __all__ = ["DER"]
 
 
-class DER(Strategy):
+class DER(ExemplarStrategy):
     """Dynamically expandable representation, without channel masks (the paper's "w/o P" rows).
 
     Yan, Xie & He 2021, "DER: Dynamically Expandable Representation for Class Incremental Learning", CVPR. Not dark
@@ -41,7 +40,7 @@ class DER(Strategy):
     weight decay 5e-4, drops after epochs 110 and 130, `--head.bias false --head.init kaiming_normal`. PyCIL's DER:
     `--strategy.stage align --strategy.reuse-head true`, a head with bias and zero initial bias.
 
-    Report heads: `classifier`; `stage1`, H before the balanced stage, where there is one; `nme` when asked for.
+    Report heads: `classifier`; `stage1`, H before the balanced stage, where there is one; `nme`.
 
     Differs from the paper:
         No channel masks, sparsity loss and pruning: every extractor keeps its whole size (the official code has none
@@ -49,17 +48,6 @@ class DER(Strategy):
         The balanced subset is drawn once. Exemplar means are of one view, without the average over the flipped image.
     """
 
-    tags: ClassVar[Tags] = Tags(
-        settings=frozenset[Setting]({"class"}), needs_boundaries=True, stores_samples=True, online=False
-    )
-
-    memory_size: int = field(
-        default=200, ge=1, unit="samples", help="Exemplars: in all (budget total; 2000 in the paper) or of every class."
-    )
-    budget: Budget = field(
-        default="total",
-        help="total: ⌊memory_size / classes seen⌋ per class (the paper's B0); per_class: fixed (its B50, 20 each).",
-    )
     aux_weight: float = field(
         default=1.0, ge=0, help="λ_a, the weight of the auxiliary loss (1 in the paper, official code and PyCIL)."
     )
@@ -84,12 +72,10 @@ class DER(Strategy):
     temperature: float = field(
         default=5.0, gt=0, help="δ of the balanced stage (paper: 5 on CIFAR-100, 1 on ImageNet-100)."
     )
-    nme: bool = field(default=False, help="Report the nearest mean of exemplars too (PyCIL does).")
 
     def check(self, run: RunContext) -> None:
         """Refuse a memory too small for the stream's classes, a warm-up without end, and heads that don't fit."""
-        self._new_memory(run).check(run.num_classes)
-        refuse_local_softmax(self, run)
+        super().check(run)
         refuse_multi_head(self, run)
         shortest = min(self.epochs, self.first_epochs or self.epochs)
         if self.warmup_epochs and self.warmup_epochs >= shortest:
@@ -102,14 +88,6 @@ class DER(Strategy):
                 "head.name: DER with stage 'align' scales the classifier's rows, which a cosine head's scores don't "
                 "depend on: set head.name to linear, or strategy.stage to balanced or none."
             )
-
-    def setup(self) -> None:
-        """Start with an empty memory."""
-        self.memory_ = self._new_memory(self.run)
-        self.means_: Tensor | None = None
-
-    def _new_memory(self, run: RunContext) -> ExemplarMemory:
-        return ExemplarMemory(self.memory_size, budget=self.budget, sample_bytes=run.sample_bytes)
 
     # -- expansion -------------------------------------------------------------------------------------------------
 
@@ -140,10 +118,6 @@ class DER(Strategy):
         if self.stage == "align":
             return [dataclasses.replace(train, on_end=lambda: self.align(experience))]
         return [train, self.balanced_phase(experience)]
-
-    def training_data(self, experience: Experience) -> DataView:
-        """New data ∪ memory."""
-        return DataView(torch.cat([experience.train, self.memory_.ids]))
 
     def before_epoch(self, phase: Phase, epoch: int) -> None:
         """Start H and H_a afresh once the warm-up is over."""
@@ -217,8 +191,7 @@ class DER(Strategy):
         """Drop H_a and choose exemplars by herding on the super-feature."""
         if "auxiliary" in self.network.heads:
             self.network.remove_head("auxiliary")
-        take_exemplars(self.memory_, experience, self.run)
-        self.means_ = exemplar_means(self.memory_, self.run) if self.nme else None
+        super().after_experience(experience)
 
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Score by H, by H as it was after stage 1 (in the first experience the same), and by exemplar means."""
@@ -226,6 +199,4 @@ class DER(Strategy):
         if self.stage == "balanced":
             kept = "stage1" if "stage1" in self.network.heads else "classifier"
             heads["stage1"] = self.network.head_logits(kept, output)
-        if self.means_ is not None and self.means_.shape[1] == output.features.shape[1]:
-            heads["nme"] = nearest_mean_scores(output.features, self.means_)
-        return heads
+        return heads | self.nme_head(output.features)

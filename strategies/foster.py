@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from clframe.errors import ConfigurationError
 from clframe.losses import balanced_distillation, class_weights, cross_entropy, distillation
-from clframe.memory import Budget, ExemplarMemory
 from clframe.models import Network, Output
 from clframe.spec import field
-from clframe.strategies._checks import refuse_local_softmax, refuse_multi_head
-from clframe.strategies._exemplars import exemplar_means, nearest_mean_scores, take_exemplars
-from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext, Strategy, Tags
-from clframe.stream import Experience, Setting
+from clframe.strategies._checks import refuse_multi_head
+from clframe.strategies._exemplars import ExemplarStrategy
+from clframe.strategy import Batch, ParameterGroup, Phase, RunContext
+from clframe.stream import Experience
 
 __all__ = ["FOSTER"]
 
 
-class FOSTER(Strategy):
+class FOSTER(ExemplarStrategy):
     """Feature boosting and compression.
 
     Wang, Zhou, Ye & Zhan 2022, "FOSTER: Feature Boosting and Compression for Class-Incremental Learning", ECCV. The
@@ -48,7 +47,7 @@ class FOSTER(Strategy):
     B50-Inc10 and -Inc5 .94, B50-Inc2 .95, B50-Inc1 .95/.98, ImageNet-100 B50 .97. PyCIL: .96 and .97.
 
     Report heads: `student` (primary), `teacher` (the two branches, "FOSTER B4"), in the first experience the same
-    network; `nme` when asked for.
+    network; `nme`, on the teacher's features.
 
     Differs from the paper:
         n_c is counted, where the code sets 500 for every new class. The optional weight alignment of teacher and
@@ -56,17 +55,6 @@ class FOSTER(Strategy):
         run as usual.
     """
 
-    tags: ClassVar[Tags] = Tags(
-        settings=frozenset[Setting]({"class"}), needs_boundaries=True, stores_samples=True, online=False
-    )
-
-    memory_size: int = field(
-        default=200, ge=1, unit="samples", help="Exemplars: in all (budget total; 2000 in the paper) or of every class."
-    )
-    budget: Budget = field(
-        default="total",
-        help="total: ⌊memory_size / classes seen⌋ per class (the paper's B0); per_class: fixed (its B50, 20 each).",
-    )
     compression_epochs: int | None = field(
         default=None, ge=1, unit="epochs", help="Length of compression; none means `epochs` (official: 130 to 170)."
     )
@@ -91,12 +79,9 @@ class FOSTER(Strategy):
         default=0.0, ge=0, help="Weight decay of compression (official and PyCIL: 0)."
     )
 
-    nme: bool = field(default=False, help="Report the nearest mean of exemplars on the teacher's features too (PyCIL).")
-
     def check(self, run: RunContext) -> None:
         """Refuse a memory too small for the stream's classes, too few β, and a classifier of several layers."""
-        self._new_memory(run).check(run.num_classes)
-        refuse_local_softmax(self, run)
+        super().check(run)
         refuse_multi_head(self, run)
         for name, given in (("beta1", self.beta1), ("beta2", self.beta2)):
             if isinstance(given, list) and len(given) < run.num_experiences - 1:
@@ -107,13 +92,9 @@ class FOSTER(Strategy):
 
     def setup(self) -> None:
         """Start with an empty memory, without teacher and student."""
-        self.memory_ = self._new_memory(self.run)
+        super().setup()
         self.student_: Network | None = None
         self.teacher_: Network | None = None
-        self.means_: Tensor | None = None
-
-    def _new_memory(self, run: RunContext) -> ExemplarMemory:
-        return ExemplarMemory(self.memory_size, budget=self.budget, sample_bytes=run.sample_bytes)
 
     def before_experience(self, experience: Experience) -> None:
         """Freeze the last student as φ_o with its head W_o; put φ_n beside it, with W over both and W_e."""
@@ -141,10 +122,6 @@ class FOSTER(Strategy):
         student.load_state_dict(self.network.state_dict())
         student.grow(num_classes)
         return student
-
-    def training_data(self, experience: Experience) -> DataView:
-        """New data ∪ memory."""
-        return DataView(torch.cat([experience.train, self.memory_.ids]))
 
     def phases(self, experience: Experience) -> list[Phase]:
         """Boost, then compress; the first experience trains plainly."""
@@ -212,8 +189,7 @@ class FOSTER(Strategy):
 
     def after_experience(self, experience: Experience) -> None:
         """Choose exemplars by herding on the teacher's features; from here the network is the student."""
-        take_exemplars(self.memory_, experience, self.run)
-        self.means_ = exemplar_means(self.memory_, self.run) if self.nme else None
+        super().after_experience(experience)
         if self.student_ is not None:
             self.teacher_, self.network, self.student_ = self.network.frozen_copy(), self.student_, None
 
@@ -228,9 +204,7 @@ class FOSTER(Strategy):
         if self.teacher_ is not None:
             output = self.teacher_(x)
         heads["teacher"] = output.logits
-        if self.means_ is not None:
-            heads["nme"] = nearest_mean_scores(output.features, self.means_)
-        return heads
+        return heads | self.nme_head(output.features)
 
 
 def _of_experience(beta: float | list[float], experience: Experience) -> float:

@@ -30,7 +30,7 @@ def at_end_of(trial, name: str, call) -> None:
     trial.trainer._end_epoch = both
 
 
-@pytest.mark.parametrize("strategy", [DER(), DER(stage="align", reuse_head=True, nme=True)], ids=["paper", "pycil"])
+@pytest.mark.parametrize("strategy", [DER(), DER(stage="align", reuse_head=True)], ids=["paper", "pycil"])
 def test_it_keeps_the_contract(strategy):
     check_strategy(strategy)
 
@@ -173,12 +173,12 @@ def test_the_balanced_stage_sees_equally_many_of_every_class_before_herding(make
 
 
 def test_report_heads(make):
-    kept = make(DER(nme=True, **SHORT)).run().recorder.kept
+    kept = make(DER(**SHORT)).run().recorder.kept
     assert {h for _, _, h in kept} == {"classifier", "stage1", "nme"}
     first, last = ((kept["test", i, "classifier"], kept["test", i, "stage1"]) for i in (1, 3))
     assert (first[0]["energy"] == first[1]["energy"]).all()
     assert (last[0]["energy"] != last[1]["energy"]).any()
-    assert {h for _, _, h in make(DER(stage="align")).run().recorder.kept} == {"classifier"}
+    assert {h for _, _, h in make(DER(stage="align", nme=False)).run().recorder.kept} == {"classifier"}
 
 
 def test_alignment_equalises_norms_and_keeps_the_order_within_old_and_new(make):
@@ -230,7 +230,7 @@ def test_the_heads_start_afresh_after_the_warm_up(make):
 
 @pytest.mark.parametrize("stop_after", [5, 13, 16, 22, 26, 31])
 def test_it_resumes_inside_every_stage(resumes, stop_after):
-    resumes(DER(warmup_epochs=1, nme=True, **SHORT), stop_after)
+    resumes(DER(warmup_epochs=1, **SHORT), stop_after)
 
 
 @pytest.mark.parametrize(

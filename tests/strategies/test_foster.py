@@ -247,7 +247,7 @@ def test_report_heads_are_the_two_networks(make):
 
 
 def test_the_exemplar_means_are_of_the_teachers_features(make):
-    trial = make(FOSTER(memory_size=12, nme=True)).run()
+    trial = make(FOSTER(memory_size=12)).run()
     strategy, stream = trial.strategy, trial.stream
     x = trial.trainer.context.test_maker.test_input(stream.test.gather(torch.arange(6)))
     stored = trial.trainer.context.train_maker.test_input(stream.train.gather(strategy.memory_.ids))
