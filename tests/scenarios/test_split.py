@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clframe.data import DataRoot
 from clframe.errors import ConfigurationError
-from clframe.scenarios import split as module
+from clframe.scenarios import _parts as module
 from clframe.scenarios.split import Split, SplitCIFAR100, SplitDigits, SplitSVHN
 from clframe.spec import build
 
