@@ -36,6 +36,9 @@ class RunOptions(Configurable):
     augmentation: str | list[Any] = field(
         default="auto", help="Preset or list of transforms; auto: what the scenario states."
     )
+    test_transform: str | list[Any] = field(
+        default="auto", help="The same for images that are not augmented, such as a centre crop; auto likewise."
+    )
     device: str = field(default="auto", help="cpu, cuda, cuda:1, …; auto: a GPU when there is one.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
         default="auto", help="Automatic mixed precision; auto: bf16 on a GPU that has it, else fp32."
@@ -306,8 +309,10 @@ class _Resolver:
 
     def _run_options(self) -> RunOptions:
         options = build(RunOptions, self.options, "")
-        if not isinstance(options.augmentation, str):
-            options = options.replace(augmentation=[_transform_record(t) for t in options.augmentation])
+        for name in ("augmentation", "test_transform"):
+            given = getattr(options, name)
+            if not isinstance(given, str):
+                options = options.replace(**{name: [_transform_record(t) for t in given]})
         self.record.update(to_dict(options))
         return options
 

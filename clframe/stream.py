@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -38,8 +38,18 @@ Setting = Literal["class", "task", "domain"]
 Score = Literal["accuracy", "squared_error"]
 """What a task is scored by; `squared_error` is for regression streams, where lower is better."""
 
-InputTransform = Callable[[Tensor], Tensor]
-"""A fixed change of a batch of images (B, H, W, C) uint8 that makes a domain, such as a pixel permutation."""
+
+class InputTransform(Protocol):
+    """A fixed change of images that makes a domain, such as a pixel permutation; pure, and the same on every machine."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the changed batch (B, H, W, C) uint8, or (B, D) float32 features."""
+        ...
+
+    def spec(self) -> Mapping[str, Any]:
+        """Return plain values that say what the change is; equal ones mean equal changes."""
+        ...
+
 
 AugmentationSpec = str | Sequence[str | Mapping[str, Any]]
 """A preset's name, or a list of transforms: names, or mappings with a `name` and the transform's fields."""
@@ -173,6 +183,7 @@ class Stream:
         online: Whether every sample may be presented only once.
         score: What tasks are scored by.
         augmentation: The augmentation that the scenario's protocol states, when the run names none.
+        test_transform: What images that are not augmented pass through, such as a centre crop.
         data_fingerprint: Of the source's decoded content.
     """
 
@@ -190,6 +201,7 @@ class Stream:
     online: bool = False
     score: Score = "accuracy"
     augmentation: AugmentationSpec = "standard"
+    test_transform: AugmentationSpec = "none"
     data_fingerprint: str = ""
 
     @property
@@ -204,13 +216,15 @@ class Stream:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of every index set, label and order: equal for identical streams, on any machine."""
+        """A hash of every index set, label, order and domain: equal for identical streams, on any machine."""
         digest = hashlib.sha256()
         facts = [self.setting, self.class_order, self.data_fingerprint, self.score, self.boundaries, self.online]
         digest.update(json.dumps(facts).encode())
         for table in (self.train, self.test):
             for column in (table.targets, table.rows, table.domains, table.task_ids):
                 digest.update(b"-" if column is None else column.contiguous().numpy().tobytes())
+            if table.transforms:
+                digest.update(json.dumps([dict(t.spec()) for t in table.transforms], sort_keys=True).encode())
         for e in self.experiences:
             digest.update(json.dumps([e.classes, e.task_id, e.query_budget]).encode())
             for ids in (e.train, e.valid, e.unlabelled, e.pool, e.forget):

@@ -122,3 +122,27 @@ def test_a_stream_may_state_its_augmentation_as_a_list():
     assert transforms() == ["RandomCrop"]
     assert transforms(augmentation="none") == []
     assert transforms(augmentation="crop_flip") == ["RandomCrop", "HorizontalFlip"]
+
+
+class Negative:
+    """A domain of inverted images."""
+
+    def __init__(self, top: int = 255) -> None:
+        self.top = top
+
+    def __call__(self, images):
+        return self.top - images
+
+    def spec(self):
+        return {"name": "negative", "top": self.top}
+
+
+def test_the_fingerprint_covers_domains():
+    def made(top: int):
+        stream = synthetic_stream()
+        domains = torch.zeros(len(stream.train), dtype=torch.int64)
+        train = dataclasses.replace(stream.train, domains=domains, transforms=(Negative(top),))
+        return dataclasses.replace(stream, train=train).fingerprint
+
+    assert made(255) == made(255)
+    assert len({made(255), made(254), synthetic_stream().fingerprint}) == 3

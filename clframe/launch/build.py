@@ -10,7 +10,7 @@ import torch
 from clframe.composite import leaves, tags_of
 from clframe.config import RunConfig, resolve
 from clframe.data import DataRoot, MemoryReader
-from clframe.data.augment import build_augmentation
+from clframe.data.augment import Pipeline, build_augmentation
 from clframe.errors import ConfigurationError
 from clframe.metrics import Tasks
 from clframe.models import Backbone, BackboneConfig
@@ -43,11 +43,10 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
     device = _device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    images = len(stream.shape) == 3
-    chosen = stream.augmentation if options.augmentation == "auto" else options.augmentation
-    augmentation = build_augmentation(chosen, stream.shape) if images else None
-    check_fit(config.strategy, stream, config.backbone)
-    make, skeleton = _factories(config.backbone, stream.shape)
+    augmentation, test_transform = _transforms(config, stream)
+    shape = stream.shape if test_transform is None else test_transform.output_shape(stream.shape)
+    check_fit(config.strategy, stream, config.backbone, shape)
+    make, skeleton = _factories(config.backbone, shape)
     return Setup(
         stream=stream,
         strategy=config.strategy,
@@ -64,14 +63,44 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         device=device,
         precision=_precision(options.precision, device),
         channels_last=options.channels_last,
-        augmentation=augmentation if augmentation is not None and augmentation.transforms else None,
+        augmentation=augmentation,
+        test_transform=test_transform,
         evaluate_future=options.evaluate_future,
         dry=dry,
     )
 
 
-def check_fit(strategy: Strategy, stream: Stream, backbone: BackboneConfig) -> None:
+def _transforms(config: RunConfig, stream: Stream) -> tuple[Pipeline | None, Pipeline | None]:
+    """Return what training images and images that are not augmented pass through; None for nothing.
+
+    Raises:
+        ConfigurationError: The two leave images of different sizes.
+    """
+    if len(stream.shape) != 3:
+        return None, None
+    options = config.options
+    chosen = stream.augmentation if options.augmentation == "auto" else options.augmentation
+    tested = stream.test_transform if options.test_transform == "auto" else options.test_transform
+    train, test = (build_augmentation(spec, stream.shape) for spec in (chosen, tested))
+    sizes = [p.output_shape(stream.shape) for p in (train, test)]
+    if sizes[0] != sizes[1]:
+        raise ConfigurationError(
+            f"augmentation: expected training and test images of one size, received {sizes[0][1]}×{sizes[0][2]} and "
+            f"{sizes[1][1]}×{sizes[1][2]} pixels: set test_transform, for instance to a Resize and a CenterCrop."
+        )
+    return (train if train.transforms else None), (test if test.transforms else None)
+
+
+def check_fit(
+    strategy: Strategy, stream: Stream, backbone: BackboneConfig, shape: tuple[int, ...] | None = None
+) -> None:
     """Refuse a combination that makes no sense, before anything is computed.
+
+    Args:
+        strategy: The method.
+        stream: What it is to learn from.
+        backbone: Makes the network's body.
+        shape: Of the network's input; None means the stream's.
 
     Raises:
         ConfigurationError: One sentence per problem.
@@ -98,7 +127,7 @@ def check_fit(strategy: Strategy, stream: Stream, backbone: BackboneConfig) -> N
         ),
         (_has(stream, "forget") and not tags.can_unlearn, "can't unlearn samples, which this stream asks for"),
         (
-            tags.needs_layernorm and not _has_layernorm(backbone, stream.shape),
+            tags.needs_layernorm and not _has_layernorm(backbone, shape or stream.shape),
             "needs a backbone with LayerNorm, such as vit_tiny",
         ),
         (
@@ -171,6 +200,7 @@ def stream_record(stream: Stream) -> dict[str, Any]:
         "shape": list(stream.shape),
         "mean": list(stream.mean),
         "std": list(stream.std),
+        "test_transform": build_augmentation(stream.test_transform, stream.shape).to_spec(),
         "class_names": list(stream.class_names),
         "class_order": list(stream.class_order),
         "task_ids": [t.task_id for t in stream.tasks],
@@ -231,6 +261,7 @@ def _hollow_stream(record: dict[str, Any]) -> Stream:
         class_order=tuple(record["class_order"]),
         mean=tuple(record["mean"]),
         std=tuple(record["std"]),
+        test_transform=record["test_transform"],
         setting=record["setting"],
         score=record["score"],
     )

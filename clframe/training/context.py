@@ -68,9 +68,11 @@ class Setup:
 
     def described(self) -> dict[str, Any]:
         """Return what was left to `auto`, as it was decided."""
-        augmentation = self.augmentation
-        spec = augmentation.to_spec() if isinstance(augmentation, Pipeline) else repr(augmentation)
-        return {"device": str(self.device), "precision": self.precision, "augmentation": spec}
+        made = {
+            name: value.to_spec() if isinstance(value, Pipeline) else repr(value)
+            for name, value in (("augmentation", self.augmentation), ("test_transform", self.test_transform))
+        }
+        return {"device": str(self.device), "precision": self.precision, **made}
 
 
 class Context:
