@@ -59,6 +59,8 @@ SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("split", {"experiences": 5, "setting": "task"}),
     ("split", {"experiences": 5, "setting": "domain", "classes": [9, 8, 7, 6, 5], "valid_per_class": 1}),
     ("split", {"experiences": 1}),
+    ("permuted", {"first": False, "images": "shares", "setting": "class", "experiences": 3}),
+    ("rotated", {"setting": "task", "experiences": 3, "valid_per_class": 2}),
 ]
 
 
