@@ -14,6 +14,7 @@ from clframe.config import resolve
 from clframe.data import DataRoot
 from clframe.models import backbone_config
 from clframe.scenario import Scenario
+from clframe.spec import fields_of
 from clframe.strategy import Strategy
 from clframe.testing import Bench, SyntheticScenario, check_scenario, parametrize_with_checks, strategy_checks
 from clframe.testing.devices import StrictMeta
@@ -61,6 +62,11 @@ SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("split", {"experiences": 1}),
     ("permuted", {"first": False, "images": "shares", "setting": "class", "experiences": 3}),
     ("rotated", {"setting": "task", "experiences": 3, "valid_per_class": 2}),
+    ("si_blurry", {"classes": 8, "num_tasks": 2, "evaluate_every": 100, "valid_per_class": 3}),
+    ("i_blurry", {"disjoint_percent": 0, "blurry_percent": 100, "online": False}),
+    ("gaussian_schedule", {"width": 0.0, "evaluate_every": 300}),
+    ("class_repetition", {"generator": "sampling", "valid_per_class": 2}),
+    ("data_incremental", {"growth": 0.5}),
 ]
 
 
@@ -69,8 +75,9 @@ def scenarios() -> list[Scenario]:
     found: list[Scenario] = []
     for name in registry.available("scenario"):
         cls = registry.load("scenario", name)
-        options = {"source": "digits"}
-        found.append(resolve({"scenario": {"name": name, **options, "experiences": 5}}).scenario)
+        usual = {"source": "digits", "experiences": 5}
+        options = {f.name: usual[f.name] for f in fields_of(cls) if f.name in usual}
+        found.append(resolve({"scenario": {"name": name, **options}}).scenario)
         assert isinstance(found[-1], cls)
     found += [resolve({"scenario": {"name": n, "source": "digits", **o}}).scenario for n, o in SCENARIOS]
     synthetic: list[dict[str, Any]] = [
