@@ -40,6 +40,10 @@ class DomainScenario(SourceScenario):
         """Return the change of images (C, H, W) or features (D,) of every experience."""
         raise NotImplementedError(f"{type(self).__name__} must say what its domains are.")
 
+    def relabelled(self, domain: int, labels: Tensor) -> Tensor:
+        """Return the labels (N,) that a domain shows instead of those of the source; by default the same."""
+        return labels
+
     def title_prefix(self) -> str:
         """Return what the stream's name begins with."""
         return type(self).__name__.lower()
@@ -127,7 +131,8 @@ class DomainScenario(SourceScenario):
         sizes = [len(r) for r in rows]
         owner = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(sizes))
         joined = torch.cat(list(rows))
-        targets = labels[joined] + (owner * classes if self.setting != "domain" else 0)
+        shown = torch.cat([self.relabelled(i, labels[r]) for i, r in enumerate(rows)])
+        targets = shown + (owner * classes if self.setting != "domain" else 0)
         task_ids = owner if self.setting == "task" else None
         table = SampleTable(split.images, targets, rows=joined, domains=owner, task_ids=task_ids, transforms=transforms)
         return table, list(torch.split(torch.arange(len(joined)), sizes))

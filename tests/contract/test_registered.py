@@ -76,6 +76,8 @@ SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("partially_labelled", {"labelled": 1.0, "setting": "task"}),
     ("noisy_labels", {"kind": "pair", "setting": "domain", "order": "seed:3"}),
     ("unlearning", {"what": "samples", "retain": "none"}),
+    ("sandbox", {"truth": "walk", "condition": 10.0, "experiences": 3}),
+    ("plasticity", {"kind": "permuted_labels", "experiences": 6}),
     ("superclass_domains", {"hierarchy": EVEN_ODD, "setting": "task", "train_per_class": 20}),
 ]
 
@@ -92,7 +94,9 @@ def scenarios() -> list[Scenario]:
         options = {**{n: v for n, v in usual.items() if n in fields}, **OPTIONS.get(name, {})}
         found.append(resolve({"scenario": {"name": name, **options}}).scenario)
         assert isinstance(found[-1], cls)
-    found += [resolve({"scenario": {"name": n, "source": "digits", **o}}).scenario for n, o in SCENARIOS]
+    for name, options in SCENARIOS:
+        sourced = {} if name == "sandbox" else {"source": "digits"}
+        found.append(resolve({"scenario": {"name": name, **sourced, **options}}).scenario)
     synthetic: list[dict[str, Any]] = [
         {},
         {"setting": "task"},
