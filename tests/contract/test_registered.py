@@ -54,7 +54,10 @@ def test_strategy(subject: Any, check: Any) -> None:
 
 
 EVEN_ODD = {"even": ["0", "2", "4", "6", "8"], "odd": ["1", "3", "5", "7", "9"]}
-OPTIONS: dict[str, dict[str, Any]] = {"superclass_domains": {"hierarchy": EVEN_ODD}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "superclass_domains": {"hierarchy": EVEN_ODD},
+    "multi_dataset": {"sources": ["digits", "digits"]},
+}
 """What a scenario needs beside a source and a number of experiences."""
 
 SCENARIOS: list[tuple[str, dict[str, Any]]] = [
@@ -76,6 +79,7 @@ SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("partially_labelled", {"labelled": 1.0, "setting": "task"}),
     ("noisy_labels", {"kind": "pair", "setting": "domain", "order": "seed:3"}),
     ("unlearning", {"what": "samples", "retain": "none"}),
+    ("multi_dataset", {"sources": ["digits", "digits"], "setting": "domain", "size": 12, "train_per_class": 9}),
     ("sandbox", {"truth": "walk", "condition": 10.0, "experiences": 3}),
     ("plasticity", {"kind": "permuted_labels", "experiences": 6}),
     ("superclass_domains", {"hierarchy": EVEN_ODD, "setting": "task", "train_per_class": 20}),
@@ -95,7 +99,7 @@ def scenarios() -> list[Scenario]:
         found.append(resolve({"scenario": {"name": name, **options}}).scenario)
         assert isinstance(found[-1], cls)
     for name, options in SCENARIOS:
-        sourced = {} if name == "sandbox" else {"source": "digits"}
+        sourced = {} if name in ("sandbox", "multi_dataset") else {"source": "digits"}
         found.append(resolve({"scenario": {"name": name, **sourced, **options}}).scenario)
     synthetic: list[dict[str, Any]] = [
         {},
