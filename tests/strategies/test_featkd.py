@@ -148,3 +148,9 @@ def test_stages_of_a_backbone_that_shows_none_are_refused(make):
 @pytest.mark.parametrize("stop_after", [5, 8])
 def test_it_resumes_with_its_teacher(resumes, stop_after):
     resumes(FeatKD(stages=True), stop_after)
+
+
+def test_it_holds_a_regression_too(make):
+    trial = make(FeatKD(stages=True), stream("domain", score="squared_error"), optimizer={"lr": 0.01}).run()
+    terms = [v["terms"] for kind, v in trial.recorder.events if kind == "epoch"]
+    assert terms[-1]["feature_distillation"] > 0

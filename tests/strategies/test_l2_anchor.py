@@ -115,3 +115,9 @@ def test_equal_importances_make_it_elastic_weight_consolidation(make):
 @pytest.mark.parametrize("stop_after", [3, 8])
 def test_it_resumes_with_its_anchor(resumes, stop_after):
     resumes(L2Anchor(strength=0.1, from_start=True), stop_after)
+
+
+def test_it_holds_a_regression_too(make):
+    trial = make(L2Anchor(), stream("domain", score="squared_error"), optimizer={"lr": 0.01}).run()
+    terms = [v["terms"] for kind, v in trial.recorder.events if kind == "epoch"]
+    assert terms[-1]["l2_anchor"] > 0

@@ -148,3 +148,9 @@ def test_the_penalty_is_zero_at_the_anchor_and_weighs_only_the_old_rows(make):
 
     trial.before("phases", at_start).run()
     assert values == [0.0, 0.0]
+
+
+def test_it_holds_a_regression_too(make):
+    trial = make(MAS(strength=0.01), stream("domain", score="squared_error"), optimizer={"lr": 0.01}).run()
+    terms = [v["terms"] for kind, v in trial.recorder.events if kind == "epoch"]
+    assert terms[-1]["mas"] > 0

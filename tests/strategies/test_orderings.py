@@ -47,19 +47,22 @@ def test_task_incremental_distillation_keeps_more_than_fine_tuning(final):
 
 
 def test_task_incremental_regularisers_keep_more_than_fine_tuning(final):
-    finetune = final(Finetune(), "task", "predicted_local", TASK)
-    si, mas, l2, featkd, predkd = (
-        final(s, "task", "predicted_local", TASK)
-        for s in (SI(strength=3.0), MAS(strength=0.03), L2Anchor(), FeatKD(strength=10.0), PredKD())
+    methods = (
+        Finetune(),
+        SI(strength=3.0),
+        MAS(strength=0.03, samples=60),
+        L2Anchor(),
+        FeatKD(strength=10.0),
+        PredKD(),
     )
-    for kept in (si, mas, l2, featkd, predkd):
+    finetune, *others = (final(s, "task", "predicted_local", TASK) for s in methods)
+    for kept in others:
         assert (kept > finetune).all()
-    assert min(kept.mean() for kept in (mas, l2, featkd, predkd)) > 0.95
+        assert kept.mean() > 0.95
 
 
-def test_class_incremental_sigmoids_with_a_teacher_keep_what_softmax_and_anchors_alone_lose(final):
-    kit = (BCE() + PredKD(), BCE() + PredKD() + L2Anchor(), BCE() + PredKD() + EWC(fisher_samples=60))
-    for kept in (final(strategy, "class", "predicted", CLASS) for strategy in kit):
-        assert (kept > 0.35).all()
-    for lost in (final(strategy, "class", "predicted", CLASS) for strategy in (SI(), MAS(strength=0.03), L2Anchor())):
-        assert (abs(lost - 0.2) < 0.05).all()
+def test_class_incremental_sigmoids_with_a_teacher_keep_what_a_softmax_with_anchors_loses(final):
+    for strategy in (BCE() + PredKD(), BCE() + PredKD() + L2Anchor()):
+        assert (final(strategy, "class", "predicted", CLASS) > 0.35).all()
+    for strategy in (SI(), MAS(strength=0.03, samples=60), L2Anchor()):
+        assert (final(strategy, "class", "predicted", CLASS) < 0.25).all()

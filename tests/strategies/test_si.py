@@ -99,6 +99,7 @@ CASES = [
     (SI(strength=5.0), {"setting": "domain"}),
     (SI(strength=5.0), {"optimizer": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, "clip_norm": 0.1}}),
     (SI(strength=5.0), {"optimizer": {"name": "adam", "lr": 0.01}}),
+    (SI(strength=5.0), {"precision": "bf16"}),
     (L2Anchor(strength=0.3) + SI(strength=5.0), {}),
     (SI(strength=5.0) + L2Anchor(strength=0.3), {"optimizer": {"lr": 0.05, "clip_value": 0.01}}),
 ]
@@ -277,3 +278,9 @@ def test_the_penalty_is_asked_for_without_a_trace_in_the_first_experience(make):
     strategy = trial.strategy
     strategy.setup()
     assert strategy.extra_losses(None, Output(None, (), None)) == {}
+
+
+def test_it_holds_a_regression_too(make):
+    trial = make(SI(strength=0.1), stream("domain", score="squared_error"), optimizer={"lr": 0.01}).run()
+    terms = [v["terms"] for kind, v in trial.recorder.events if kind == "epoch"]
+    assert terms[-1]["si"] > 0
