@@ -71,6 +71,16 @@ METHODS: dict[str, dict[str, Any]] = {
         "strategy": {"name": "foster", "compression_epochs": 8, **MEMORY},
         "optimizer": {"schedule": "cosine", "milestones": [], "weight_decay": 5e-4},
     },
+    # without exemplars; nothing is tuned on this protocol
+    "lwf": {"strategy": {"name": "lwf", "strength": 3.0}},  # PyCIL's λ; its softmax over the new classes
+    "ewc": {"strategy": {"name": "ewc"}},
+    "si": {"strategy": {"name": "si"}},
+    "mas": {"strategy": {"name": "mas"}},
+    "l2_anchor": {"strategy": {"name": "l2_anchor"}},
+    "featkd": {"strategy": {"name": "featkd"}},
+    "predkd": {"strategy": {"name": "predkd"}},
+    "bce_predkd": {"strategy": {"name": "bce+predkd"}},
+    "bce_predkd_l2": {"strategy": {"name": "bce+predkd+l2_anchor"}},
     # the papers' own forms
     "der": {"strategy": {"name": "der", **MEMORY}, "head": {"bias": False, "init": "kaiming_normal"}},
 }

@@ -126,7 +126,11 @@ class Composite(Strategy):
         if owner is None:
             return super().loss_terms(batch)
         terms = owner.loss_terms(batch)
-        return {**terms, **self._extras(batch, self.network(batch.x, batch.task_ids), owner, terms)}
+        return {**terms, **self._extras(batch, self.forward(batch), owner, terms)}
+
+    def needs_stages(self) -> bool:
+        """Whether some part's loss terms read the stage maps."""
+        return any(p.needs_stages() for p in self.parts)
 
     def extra_losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """Return the extra losses of all parts."""
@@ -188,7 +192,7 @@ class Composite(Strategy):
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             terms = own(batch)
-            return {**terms, **self._extras(batch, self.network(batch.x, batch.task_ids), owner, terms)}
+            return {**terms, **self._extras(batch, self.forward(batch), owner, terms)}
 
         adds = any(type(p).extra_losses is not Strategy.extra_losses for p in self.parts if p is not owner)
         return dataclasses.replace(phase, loss=loss) if adds else phase

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["auxiliary_targets", "balanced_distillation", "class_weights", "cross_entropy", "distillation"]
+__all__ = [
+    "auxiliary_targets",
+    "balanced_distillation",
+    "binary_cross_entropy",
+    "binary_distillation",
+    "class_weights",
+    "cross_entropy",
+    "distillation",
+]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -89,3 +97,42 @@ def balanced_distillation(logits: Tensor, teacher: Tensor, weights: Tensor, temp
     target = weights * functional.softmax(teacher.detach() / temperature, dim=1)
     target = target / target.sum(dim=1, keepdim=True)
     return -(target * functional.log_softmax(logits / temperature, dim=1)).sum(dim=1).mean()
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Cross-entropy of one sigmoid per class, summed over the classes; the mean over the labelled samples of a batch.
+
+    Args:
+        logits: (B, K); −∞ marks a class that a multi-head hides, which counts for nothing.
+        targets: (B,) labels; -1 marks a sample whose label is withheld, which counts for nothing.
+        allowed: Bool mask (K,) or (B, K) of the classes that count; None means all.
+
+    Returns:
+        -(1/B) Σ_b Σ_c [y_c = 1] log sig(z_c) + [y_c = 0] log (1 − sig(z_c)), a scalar; zero when no sample is labelled.
+    """
+    labelled = targets >= 0
+    counted = ~logits.isneginf() & labelled[:, None]
+    counted = counted if allowed is None else counted & allowed
+    is_own = targets[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    each = functional.binary_cross_entropy_with_logits(
+        logits.masked_fill(~counted, 0), is_own.to(logits.dtype), weight=counted.to(logits.dtype), reduction="sum"
+    )
+    return each / labelled.sum().clamp(min=1)
+
+
+def binary_distillation(logits: Tensor, teacher: Tensor, temperature: float = 1.0, *, scale: bool = False) -> Tensor:
+    """Cross-entropy between teacher and student of one sigmoid per class, summed over the classes.
+
+    Args:
+        logits: (B, K) of the student.
+        teacher: (B, K) of the teacher; no gradient flows into it.
+        temperature: T; both are divided by it.
+        scale: Multiply by T².
+
+    Returns:
+        -(1/B) Σ_b Σ_c q_c log sig(z_c/T) + (1 − q_c) log (1 − sig(z_c/T)) with q = sig(z'/T), a scalar.
+    """
+    target = torch.sigmoid(teacher.detach() / temperature)
+    total = functional.binary_cross_entropy_with_logits(logits / temperature, target, reduction="sum")
+    loss = total / len(logits)
+    return loss * temperature**2 if scale else loss

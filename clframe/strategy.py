@@ -416,10 +416,19 @@ class Strategy(Configurable):
 
     def loss_terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return every named loss term of a batch; their sum is minimised."""
-        output = self.network(batch.x, batch.task_ids)
+        output = self.forward(batch)
         terms = {"classification": self.main_loss(batch, output)}
         terms.update(self.extra_losses(batch, output))
         return terms
+
+    def forward(self, batch: Batch) -> Output:
+        """Return the one forward pass of a batch that the loss terms read."""
+        output: Output = self.network(batch.x, batch.task_ids, self.needs_stages())
+        return output
+
+    def needs_stages(self) -> bool:
+        """Whether the loss terms read the backbone's stage maps; the output holds them only then."""
+        return False
 
     def allowed_classes(self, batch: Batch) -> Tensor | None:
         """Return the mask of classes in the softmax that `loss_over` asks for, None for all seen."""

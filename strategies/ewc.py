@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -11,13 +10,11 @@ from torch import Tensor, nn
 from clframe.losses import cross_entropy
 from clframe.models import Output
 from clframe.spec import field
+from clframe.strategies._anchors import mean_over_samples, padded, quadratic, sample_gradients, weights_of
 from clframe.strategy import Batch, Strategy, Tags
 from clframe.stream import Experience
 
 __all__ = ["EWC"]
-
-_CHUNK = 32
-"""Samples whose gradients are held in memory at once."""
 
 
 class EWC(Strategy):
@@ -69,23 +66,14 @@ class EWC(Strategy):
 
     def penalty(self) -> Tensor:
         """Return λ · ½ Σ_t Σ_i F_ti (θ_i − θ*_ti)²."""
-        terms = [
-            (fisher * (_prefix(parameter, fisher) - self.anchor_[name]).square()).sum()
-            for name, parameter, fisher in self._held_back()
-        ]
-        return 0.5 * self.strength * (torch.stack(terms).sum() + self.offset_)
-
-    def _held_back(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        for name, parameter in self.network.named_parameters():
-            if name in self.fisher_:
-                yield name, parameter, self.fisher_[name]
+        return 0.5 * self.strength * (quadratic(self.network, self.anchor_, self.fisher_) + self.offset_)
 
     def after_experience(self, experience: Experience) -> None:
         """Measure the Fisher information of this experience and add it to the penalty."""
         new = self.measure_fisher(experience)
-        weights = {n: p.detach().clone() for n, p in self.network.named_parameters() if n in new}
+        weights = weights_of(self.network)
         if self.mode == "online":
-            old = {n: _padded(f, new[n]) for n, f in self.fisher_.items()}
+            old = {n: padded(f, new[n]) for n, f in self.fisher_.items()}
             self.fisher_ = {n: f + self.decay * old[n] if n in old else f for n, f in new.items()}
             self.anchor_ = weights
             return
@@ -94,11 +82,11 @@ class EWC(Strategy):
             if before is None:
                 self.fisher_[name], self.anchor_[name] = fisher, weights[name]
             else:
-                self._add_quadratic(name, _padded(before, fisher), fisher, weights[name])
+                self._add_quadratic(name, padded(before, fisher), fisher, weights[name])
 
     def _add_quadratic(self, name: str, old: Tensor, new: Tensor, weight: Tensor) -> None:
         """Add F(θ − θ*)² to A(θ − c)²: curvature A + F, centre their weighted mean, and a constant offset."""
-        centre = _padded(self.anchor_[name], new)
+        centre = padded(self.anchor_[name], new)
         total = old + new
         share = torch.where(total > 0, new / total.clamp(min=torch.finfo(total.dtype).tiny), torch.zeros_like(total))
         self.offset_ += float((old * share * (centre - weight).square()).sum())
@@ -109,58 +97,24 @@ class EWC(Strategy):
 
         Eval mode, no augmentation, and the classes of the softmax that training used.
         """
-        ids = experience.train
-        if self.fisher_samples is not None and self.fisher_samples < len(ids):
-            ids = ids[torch.randperm(len(ids), generator=self.run.rng("fisher"))[: self.fisher_samples]]
-        parameters = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
-        total = {n: torch.zeros_like(p) for n, p in parameters.items()}
-        self.network.eval()
-        count = 0
-        for batch in self.run.batches(ids):
-            if self.fisher == "batch":
-                squares, weight = self._squared_batch_gradient(batch, parameters), 1
-            else:
-                squares, weight = self._squared_sample_gradients(batch, parameters), len(batch.y)
-            count += weight
-            for name, value in squares.items():
-                total[name] += value
-        return {n: t / max(count, 1) for n, t in total.items()}
+        squares = self._squared_batch_gradient if self.fisher == "batch" else self._squared_sample_gradients
+        return mean_over_samples(self, experience, self.fisher_samples, "fisher", squares)
 
-    def _squared_batch_gradient(self, batch: Batch, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    def _squared_batch_gradient(
+        self, batch: Batch, parameters: dict[str, nn.Parameter]
+    ) -> tuple[dict[str, Tensor], int]:
         logits = self.network(batch.x, batch.task_ids).logits
         loss = cross_entropy(logits, batch.y, self.allowed_classes(batch))
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        return {n: g.square() for n, g in zip(parameters, found, strict=True) if g is not None}
+        return {n: g.square() for n, g in zip(parameters, found, strict=True) if g is not None}, 1
 
-    def _squared_sample_gradients(self, batch: Batch, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Sum the squared gradients of every sample of a batch: one gradient per sample, many at a time."""
+    def _squared_sample_gradients(
+        self, batch: Batch, parameters: dict[str, nn.Parameter]
+    ) -> tuple[dict[str, Tensor], int]:
+        """Sum the squared gradients of every sample of a batch."""
         allowed = self.allowed_classes(batch)
         count = len(batch.y)
         masks = torch.ones(count, self.network.num_classes, dtype=torch.bool, device=batch.x.device)
         masks = masks if allowed is None else masks & allowed
-        tasks = torch.zeros_like(batch.y) if batch.task_ids is None else batch.task_ids
-        fixed = {n: p.detach() for n, p in parameters.items()}
-        knows_tasks = batch.task_ids is not None
-
-        def loss(values: dict[str, Tensor], x: Tensor, y: Tensor, mask: Tensor, task: Tensor) -> Tensor:
-            inputs = (x[None], task[None]) if knows_tasks else (x[None],)
-            logits = torch.func.functional_call(self.network, values, inputs).logits
-            return cross_entropy(logits, y[None], mask[None])
-
-        gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0, 0), chunk_size=_CHUNK)
-        found = gradients(fixed, batch.x, batch.y, masks, tasks)
-        return {n: g.square().sum(dim=0) for n, g in found.items()}
-
-
-def _prefix(tensor: Tensor, like: Tensor) -> Tensor:
-    """Cut a tensor that has grown since to its old shape."""
-    return tensor if tensor.shape == like.shape else tensor[tuple(slice(0, n) for n in like.shape)]
-
-
-def _padded(tensor: Tensor, like: Tensor) -> Tensor:
-    """Extend an old tensor with zeros to the shape that its parameter has now."""
-    if tensor.shape == like.shape:
-        return tensor
-    grown = torch.zeros_like(like)
-    grown[tuple(slice(0, n) for n in tensor.shape)] = tensor
-    return grown
+        found = sample_gradients(self.network, batch, parameters, cross_entropy, batch.y, masks)
+        return {n: g.square().sum(dim=0) for n, g in found.items()}, count

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from clframe.losses import distillation
-from clframe.models import Network, Output
+from clframe.models import Output
 from clframe.spec import field
-from clframe.strategy import Batch, Strategy, Tags
+from clframe.strategies._teacher import TeacherStrategy
+from clframe.strategy import Batch
 from clframe.stream import Experience
 
 __all__ = ["LwF"]
 
 
-class LwF(Strategy):
+class LwF(TeacherStrategy):
     """Learning without forgetting.
 
     Li & Hoiem 2016, "Learning without Forgetting", eq. 1–3: CE over the new classes plus λ times the distillation of
@@ -30,8 +31,6 @@ class LwF(Strategy):
         The loss of several old tasks is their mean, so that λ means the same at every length of stream.
     """
 
-    tags: ClassVar[Tags] = Tags(needs_boundaries=True, online=False)
-
     strength: float = field(default=1.0, ge=0, help="λ, the weight of the distillation (1 in the paper; 3 in PyCIL).")
     temperature: float = field(default=2.0, gt=0, help="T (2 in the paper).")
     scale: bool = field(default=False, help="Multiply the distillation by T².")
@@ -42,22 +41,30 @@ class LwF(Strategy):
 
     def setup(self) -> None:
         """Start without a teacher."""
-        self.teacher_: Network | None = None
+        super().setup()
         self.old_tasks_: list[list[int]] = []
 
     def extra_losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """Return the distillation once there is a teacher."""
-        if self.teacher_ is None or not self.strength:
+        taught = self.taught(batch) if self.strength else None
+        if taught is None:
             return {}
-        with torch.no_grad():
-            taught = self.teacher_(batch.x, None).logits
         # a multi-head with task ids has hidden the old tasks' logits
         logits = output.logits if batch.task_ids is None else self.network.classifier(output.features)
+        return {"distillation": self.strength * self.distil(logits, taught.logits)}
+
+    def distil(self, logits: Tensor, taught: Tensor) -> Tensor:
+        """Return the mean over the old tasks of KD_T(z ‖ z⁻), or all old outputs' at once.
+
+        Args:
+            logits: (B, K) of the network.
+            taught: (B, K_old) of the teacher.
+        """
         losses = [
             distillation(logits[:, group], taught[:, group], self.temperature, scale=self.scale)
             for group in self._groups(taught.shape[1])
         ]
-        return {"distillation": self.strength * torch.stack(losses).mean()}
+        return torch.stack(losses).mean()
 
     def _groups(self, num_old: int) -> list[list[int]] | list[slice]:
         """Return the classes whose outputs are softened together."""
@@ -65,5 +72,5 @@ class LwF(Strategy):
 
     def after_experience(self, experience: Experience) -> None:
         """The model as it is now becomes the teacher."""
-        self.teacher_ = self.network.frozen_copy()
+        super().after_experience(experience)
         self.old_tasks_.append(list(experience.classes))

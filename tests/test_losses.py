@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clframe.losses import cross_entropy, distillation
+from clframe.losses import binary_cross_entropy, binary_distillation, cross_entropy, distillation
 
 
 def draw(seed: int, *shape: int, scale: float = 3.0) -> torch.Tensor:
@@ -121,3 +121,47 @@ def test_no_gradient_when_the_student_is_the_teacher_and_none_ever_into_the_teac
     distillation(student, teacher, 2.0).backward()
     assert student.grad.abs().max() < 1e-15
     assert teacher.grad is None
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+def test_binary_cross_entropy_equals_numpy_over_the_allowed_classes():
+    logits, targets = draw(4, 5, 4), torch.tensor([0, 3, -1, 1, 2])
+    allowed = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)) < 0.6
+    for mask in (None, torch.tensor([True, False, True, True]), allowed):
+        counted = np.broadcast_to(True if mask is None else mask.numpy(), (5, 4)) & (targets >= 0).numpy()[:, None]
+        own = np.arange(4)[None] == targets.numpy()[:, None]
+        p = sigmoid(logits.numpy())
+        expected = -np.log(np.where(own, p, 1 - p))[counted].sum() / 4
+        assert binary_cross_entropy(logits, targets, mask).item() == pytest.approx(expected, rel=1e-10)
+        shown = logits.clone().requires_grad_()
+        binary_cross_entropy(shown, targets, mask).backward()
+        slope = finite_difference(lambda z, m=mask: binary_cross_entropy(z, targets, m).item(), logits)
+        torch.testing.assert_close(shown.grad, slope, rtol=1e-6, atol=1e-8)
+        assert not shown.grad.numpy()[~counted].any()
+
+
+def test_a_class_that_a_multi_head_hides_has_no_binary_cross_entropy():
+    logits = draw(5, 3, 4).requires_grad_()
+    hidden = logits.masked_fill(torch.tensor([True, True, False, False]), -torch.inf)
+    loss = binary_cross_entropy(hidden, torch.tensor([2, 3, 2]))
+    assert loss.item() == pytest.approx(binary_cross_entropy(logits[:, 2:], torch.tensor([0, 1, 0])).item(), rel=1e-12)
+    loss.backward()
+    assert torch.isfinite(logits.grad).all()
+    assert binary_cross_entropy(logits, torch.full((3,), -1)).item() == 0.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("scale", [False, True])
+def test_binary_distillation_equals_numpy(temperature, scale):
+    logits, teacher = draw(6, 4, 3), draw(7, 4, 3)
+    p, q = sigmoid(logits.numpy() / temperature), sigmoid(teacher.numpy() / temperature)
+    expected = -(q * np.log(p) + (1 - q) * np.log(1 - p)).sum(1).mean() * (temperature**2 if scale else 1)
+    assert binary_distillation(logits, teacher, temperature, scale=scale).item() == pytest.approx(expected, rel=1e-10)
+    shown, taught = logits.clone().requires_grad_(), teacher.clone().requires_grad_()
+    binary_distillation(shown, taught, temperature, scale=scale).backward()
+    slope = finite_difference(lambda z: binary_distillation(z, teacher, temperature, scale=scale).item(), logits)
+    torch.testing.assert_close(shown.grad, slope, rtol=1e-6, atol=1e-8)
+    assert taught.grad is None

@@ -30,8 +30,17 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("joint", {"every": "experience"}),
     ("cumulative", {"start": "scratch"}),
     ("lwf", {"scale": True}),
+    ("si", {"damping": 0.001, "strength": 0.1}),
+    ("mas", {"samples": 5}),
+    ("l2_anchor", {"from_start": True}),
+    ("predkd", {"form": "sigmoid", "loss_over": "experience"}),
+    ("featkd", {"stages": True}),
+    ("bce", {"loss_over": "seen"}),
     ("replay+ewc", {}),
     ("lwf+ewc", {}),
+    ("bce+predkd+ewc", {}),
+    ("bce+predkd+l2_anchor", {}),
+    ("replay+si", {}),
 ]
 """Forms beside the defaults of everything registered."""
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from clframe.strategies.bce import BCE
 from clframe.strategies.ewc import EWC
+from clframe.strategies.featkd import FeatKD
 from clframe.strategies.finetune import Finetune
 from clframe.strategies.joint import Joint
+from clframe.strategies.l2_anchor import L2Anchor
 from clframe.strategies.lwf import LwF
+from clframe.strategies.mas import MAS
+from clframe.strategies.predkd import PredKD
 from clframe.strategies.replay import Replay
+from clframe.strategies.si import SI
 
 CLASS = {"epochs": 4, "batch_size": 32, "backbone": "mlp", "optimizer": {"lr": 0.02}}
 TASK = {"epochs": 5, "batch_size": 16, "backbone": "mlp", "optimizer": {"lr": 0.05}}
@@ -38,3 +44,25 @@ def test_task_incremental_distillation_keeps_more_than_fine_tuning(final):
     finetune, lwf = (final(s, "task", "predicted_local", TASK) for s in (Finetune(), LwF()))
     assert (lwf > finetune).all()
     assert (lwf > 0.97).all()
+
+
+def test_task_incremental_regularisers_keep_more_than_fine_tuning(final):
+    methods = (
+        Finetune(),
+        SI(strength=3.0),
+        MAS(strength=0.03, samples=60),
+        L2Anchor(),
+        FeatKD(strength=10.0),
+        PredKD(),
+    )
+    finetune, *others = (final(s, "task", "predicted_local", TASK) for s in methods)
+    for kept in others:
+        assert (kept > finetune).all()
+        assert kept.mean() > 0.95
+
+
+def test_class_incremental_sigmoids_with_a_teacher_keep_what_a_softmax_with_anchors_loses(final):
+    for strategy in (BCE() + PredKD(), BCE() + PredKD() + L2Anchor()):
+        assert (final(strategy, "class", "predicted", CLASS) > 0.35).all()
+    for strategy in (SI(), MAS(strength=0.03, samples=60), L2Anchor()):
+        assert (final(strategy, "class", "predicted", CLASS) < 0.25).all()
