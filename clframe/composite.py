@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from clframe.errors import ConfigurationError
@@ -148,9 +149,18 @@ class Composite(Strategy):
         """Let every part forget."""
         self._each(lambda p: p.forget(experience))
 
+    def exemplars(self) -> Tensor:
+        """Return the past samples that any part keeps."""
+        found: Tensor = torch.unique(torch.cat([p.exemplars() for p in self.parts]))
+        return found
+
     def evaluates_after(self, experience: Experience) -> bool:
         """Whether every part has something to score."""
         return all(p.evaluates_after(experience) for p in self.parts)
+
+    def final_output(self, output: Output) -> Output:
+        """Let every part change what is scored, in order."""
+        return reduce(lambda changed, part: part.final_output(changed), self.parts, output)
 
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Return the report heads of all parts, the first part's primary one first."""
@@ -204,7 +214,14 @@ def _merge(a: Tags, b: Tags) -> Tags:
     """Both must be able to, either may need."""
     either: dict[str, Any] = {
         name: getattr(a, name) or getattr(b, name)
-        for name in ("needs_boundaries", "needs_all_data", "needs_pretrained", "needs_layernorm", "stores_samples")
+        for name in (
+            "needs_boundaries",
+            "needs_all_data",
+            "needs_pretrained",
+            "needs_layernorm",
+            "needs_exemplars",
+            "stores_samples",
+        )
     }
     return Tags(
         settings=a.settings & b.settings,

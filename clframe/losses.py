@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["auxiliary_targets", "balanced_distillation", "class_weights", "cross_entropy", "distillation"]
+__all__ = [
+    "auxiliary_targets",
+    "balanced_distillation",
+    "class_weights",
+    "cross_entropy",
+    "distillation",
+    "normalised_cross_entropy",
+]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -89,3 +96,21 @@ def balanced_distillation(logits: Tensor, teacher: Tensor, weights: Tensor, temp
     target = weights * functional.softmax(teacher.detach() / temperature, dim=1)
     target = target / target.sum(dim=1, keepdim=True)
     return -(target * functional.log_softmax(logits / temperature, dim=1)).sum(dim=1).mean()
+
+
+def normalised_cross_entropy(
+    logits: Tensor, targets: Tensor, tasks: Sequence[Sequence[int]], temperature: float
+) -> Tensor:
+    """Cross-entropy of logits whose length is made the same for every sample (Zhang et al. 2023, SLCA).
+
+    Args:
+        logits: (B, K).
+        targets: (B,) labels; -1 marks a sample whose label is withheld.
+        tasks: The classes of every task; n̄ is the mean over tasks of the length of a sample's logits of the task.
+        temperature: τ.
+
+    Returns:
+        CE(z / (n̄ τ), y), a scalar.
+    """
+    norms = torch.stack([logits[:, list(classes)].norm(dim=1) for classes in tasks]).mean(dim=0)
+    return cross_entropy(logits / (temperature * (norms[:, None] + 1e-7)), targets)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from clframe.errors import ConfigurationError
@@ -13,7 +12,8 @@ from clframe.losses import auxiliary_targets, cross_entropy
 from clframe.models import CosineHead, Output
 from clframe.spec import field
 from clframe.strategies._checks import refuse_multi_head
-from clframe.strategies._exemplars import ExemplarStrategy
+from clframe.strategies._exemplars import ExemplarStrategy, balanced_subset
+from clframe.strategies._stages import stage_recipe
 from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext
 from clframe.stream import Experience
 
@@ -140,30 +140,14 @@ class DER(ExemplarStrategy):
         """Return the stage that trains H alone, from scratch, on a class-balanced subset; nothing else changes."""
         return Phase(
             name="balanced",
-            data=DataView(self.balanced_subset(self.training_data(experience).ids)),
+            data=DataView(balanced_subset(self.run, self.training_data(experience).ids)),
             epochs=self.balanced_epochs,
             loss=self.balanced_loss,
             parameters=lambda: [ParameterGroup(list(self.network.classifier.parameters()))],
             eval_modules=lambda: [self.network],
-            optimizer={
-                "name": "sgd",
-                "lr": self.balanced_lr,
-                "momentum": 0.9,
-                "weight_decay": self.balanced_weight_decay,
-                "schedule": "multistep",
-                "milestones": [0.5],
-                "gamma": 0.1,
-                "warmup": 0.0,
-            },
+            optimizer=stage_recipe(self.balanced_lr, self.balanced_weight_decay, "multistep"),
             on_start=self.renew_head,
         )
-
-    def balanced_subset(self, ids: Tensor) -> Tensor:
-        """Draw as many samples of every class as the smallest class has."""
-        order = ids[torch.randperm(len(ids), generator=self.run.rng("balanced"))]
-        labels = self.run.targets(order)
-        classes, counts = torch.unique(labels, return_counts=True)
-        return torch.cat([order[labels == c][: int(counts.min())] for c in classes])
 
     def renew_head(self) -> None:
         """Keep H as the report head `stage1`, and start it afresh."""
