@@ -221,6 +221,7 @@ def _merge(a: Tags, b: Tags) -> Tags:
             "needs_layernorm",
             "needs_exemplars",
             "stores_samples",
+            "grows_features",
         )
     }
     return Tags(

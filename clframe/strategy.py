@@ -45,6 +45,7 @@ class Tags:
         needs_layernorm: It needs a backbone that has LayerNorm.
         needs_exemplars: It needs the exemplars of another part of its composition.
         stores_samples: It keeps exemplars.
+        grows_features: It adds extractors, so that features of different experiences have different lengths.
         online: It also works when every sample is presented once.
         uses_unlabelled: It can learn from samples without labels.
         can_unlearn: It can serve experiences that ask to forget.
@@ -58,6 +59,7 @@ class Tags:
     needs_layernorm: bool = False
     needs_exemplars: bool = False
     stores_samples: bool = False
+    grows_features: bool = False
     online: bool = True
     uses_unlabelled: bool = False
     can_unlearn: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from clframe.spec import field
 from clframe.strategies._checks import refuse_multi_head
 from clframe.strategies._exemplars import ExemplarStrategy, balanced_subset
 from clframe.strategies._stages import stage_recipe
-from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext
+from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext, Tags
 from clframe.stream import Experience
 
 __all__ = ["DER"]
@@ -47,6 +47,8 @@ class DER(ExemplarStrategy):
         either). Where classes come back, C_t is every class of the experience, and an extractor is added all the same.
         The balanced subset is drawn once. Exemplar means are of one view, without the average over the flipped image.
     """
+
+    tags: ClassVar[Tags] = dataclasses.replace(ExemplarStrategy.tags, grows_features=True)
 
     aux_weight: float = field(
         default=1.0, ge=0, help="λ_a, the weight of the auxiliary loss (1 in the paper, official code and PyCIL)."

@@ -65,9 +65,15 @@ class GaussAlign(ClassifierStage):
     )
 
     def check(self, run: RunContext) -> None:
-        """Refuse strategies that have all data anyway, and draws without any variance."""
+        """Refuse what keeps all data anyway or changes the features' length, and draws without any variance."""
         super().check(run)
-        if tags_of(run.strategy).needs_all_data:
+        tags = tags_of(run.strategy)
+        if tags.grows_features:
+            raise ConfigurationError(
+                f"{type(self).__name__} keeps Gaussians of old features, but this composition's features grow longer with "
+                "every experience: use crt, lws or tau_norm."
+            )
+        if tags.needs_all_data:
             raise ConfigurationError(
                 f"{type(self).__name__} replaces samples that are gone, but this composition keeps all data: use crt."
             )
