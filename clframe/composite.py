@@ -170,6 +170,11 @@ class Composite(Strategy):
                 heads.setdefault(name, scores)
         return heads
 
+    def head_weights(self) -> dict[str, Tensor]:
+        """Return the network's classifier, and what parts say instead or beside, in order."""
+        own = [p.head_weights() for p in self.parts if type(p).head_weights is not Strategy.head_weights]
+        return reduce(lambda found, weights: {**found, **weights}, own, super().head_weights())
+
     def predict(self, x: Tensor, task_ids: Tensor | None = None) -> dict[str, Tensor]:
         """Predict as the part that replaces prediction does, or from one forward pass."""
         owner = self._owner("predict")

@@ -404,6 +404,11 @@ class Strategy(Configurable):
         """Map one forward pass over test images to scores (B, K) of every report head, the primary one first."""
         return {"classifier": output.logits}
 
+    def head_weights(self) -> dict[str, Tensor]:
+        """Return the weight matrix (K, D) of report heads that are linear, whose row norms are recorded."""
+        weight = getattr(self.network.classifier, "weight", None)
+        return {} if weight is None else {"classifier": weight}
+
     def predict(self, x: Tensor, task_ids: Tensor | None = None) -> dict[str, Tensor]:
         """Score test images for every report head; pure, whatever the batch's size or order.
 

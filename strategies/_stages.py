@@ -123,9 +123,16 @@ class ClassifierStage(Strategy):
         """Score by the classifier after the stage, and as it was before it; the same where there was no stage."""
         before = output.logits
         if self.head_:
-            kept = self.head_logits if self.continue_from == "after" else self.network.classifier
-            before = kept(output.features)
+            head = self.head_logits if self.continue_from == "after" else self.network.classifier
+            before = head(output.features)
         return {"classifier": output.logits, self.before_name: before}
+
+    def head_weights(self) -> dict[str, Tensor]:
+        """The classifier's rows after the stage, and as they were before it."""
+        own = self.network.classifier.weight
+        copy = self.head_.get("weight", own)
+        after, before = (own, copy) if self.continue_from == "after" else (copy, own)
+        return {"classifier": after, self.before_name: before}
 
 
 class RehearsedStage(ClassifierStage):

@@ -95,6 +95,18 @@ def test_when_learning_goes_on_from_it_the_stage_changes_the_classifier_alone(ma
 
 
 @each_stage
+def test_recorded_norms_are_those_of_what_is_scored(make, stage):
+    for keep in ("before", "after"):
+        trial = make(Replay(**SMALL) + STAGES[stage](continue_from=keep)).run()
+        norms = [v["head_norms"] for kind, v in trial.recorder.events if kind == "evaluation"][-1]
+        copy, own = trial.strategy.parts[1].head_["weight"], trial.strategy.network.classifier.weight.detach()
+        after, before = (copy, own) if keep == "before" else (own, copy)
+        assert np.allclose(norms["classifier"], after.norm(dim=1), atol=1e-5)
+        assert np.allclose(norms["before_stage"], before.norm(dim=1), atol=1e-5)
+        assert not np.allclose(after, before)
+
+
+@each_stage
 def test_it_takes_the_teachers_view_only_when_learning_goes_on_from_it(make, stage):
     for keep, alike in (("before", False), ("after", True)):
         trial = make(Replay(**SMALL) + LwF() + STAGES[stage](continue_from=keep)).run()
