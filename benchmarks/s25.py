@@ -81,6 +81,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "predkd": {"strategy": {"name": "predkd"}},
     "bce_predkd": {"strategy": {"name": "bce+predkd"}},
     "bce_predkd_l2": {"strategy": {"name": "bce+predkd+l2_anchor"}},
+    # classifier stages behind methods above; `before_stage` is the method without the stage, bit for bit
+    "replay_crt": {"strategy": {"name": "replay+crt", **MEMORY}},
+    "replay_tau_norm": {"strategy": {"name": "replay+tau_norm", **MEMORY}},
+    "replay_lws": {"strategy": {"name": "replay+lws", **MEMORY}},
+    "finetune_gauss_align": {"strategy": {"name": "finetune+gauss_align"}},
     # the papers' own forms
     "der": {"strategy": {"name": "der", **MEMORY}, "head": {"bias": False, "init": "kaiming_normal"}},
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from clframe.errors import ConfigurationError
@@ -152,9 +153,18 @@ class Composite(Strategy):
         """Let every part forget."""
         self._each(lambda p: p.forget(experience))
 
+    def exemplars(self) -> Tensor:
+        """Return the past samples that any part keeps."""
+        found: Tensor = torch.unique(torch.cat([p.exemplars() for p in self.parts]))
+        return found
+
     def evaluates_after(self, experience: Experience) -> bool:
         """Whether every part has something to score."""
         return all(p.evaluates_after(experience) for p in self.parts)
+
+    def final_output(self, output: Output) -> Output:
+        """Let every part change what is scored, in order."""
+        return reduce(lambda changed, part: part.final_output(changed), self.parts, output)
 
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Return the report heads of all parts, the first part's primary one first."""
@@ -163,6 +173,11 @@ class Composite(Strategy):
             for name, scores in part.report_heads(output).items():
                 heads.setdefault(name, scores)
         return heads
+
+    def head_weights(self) -> dict[str, Tensor]:
+        """Return the network's classifier, and what parts say instead or beside, in order."""
+        own = [p.head_weights() for p in self.parts if type(p).head_weights is not Strategy.head_weights]
+        return reduce(lambda found, weights: {**found, **weights}, own, super().head_weights())
 
     def predict(self, x: Tensor, task_ids: Tensor | None = None) -> dict[str, Tensor]:
         """Predict as the part that replaces prediction does, or from one forward pass."""
@@ -208,7 +223,15 @@ def _merge(a: Tags, b: Tags) -> Tags:
     """Both must be able to, either may need."""
     either: dict[str, Any] = {
         name: getattr(a, name) or getattr(b, name)
-        for name in ("needs_boundaries", "needs_all_data", "needs_pretrained", "needs_layernorm", "stores_samples")
+        for name in (
+            "needs_boundaries",
+            "needs_all_data",
+            "needs_pretrained",
+            "needs_layernorm",
+            "needs_exemplars",
+            "stores_samples",
+            "grows_features",
+        )
     }
     return Tags(
         settings=a.settings & b.settings,

@@ -16,6 +16,7 @@ __all__ = [
     "class_weights",
     "cross_entropy",
     "distillation",
+    "normalised_cross_entropy",
 ]
 
 
@@ -136,3 +137,21 @@ def binary_distillation(logits: Tensor, teacher: Tensor, temperature: float = 1.
     total = functional.binary_cross_entropy_with_logits(logits / temperature, target, reduction="sum")
     loss = total / len(logits)
     return loss * temperature**2 if scale else loss
+
+
+def normalised_cross_entropy(
+    logits: Tensor, targets: Tensor, tasks: Sequence[Sequence[int]], temperature: float
+) -> Tensor:
+    """Cross-entropy of logits whose length is made the same for every sample (Zhang et al. 2023, SLCA).
+
+    Args:
+        logits: (B, K).
+        targets: (B,) labels; -1 marks a sample whose label is withheld.
+        tasks: The classes of every task; n̄ is the mean over tasks of the length of a sample's logits of the task.
+        temperature: τ.
+
+    Returns:
+        CE(z / (n̄ τ), y), a scalar.
+    """
+    norms = torch.stack([logits[:, list(classes)].norm(dim=1) for classes in tasks]).mean(dim=0)
+    return cross_entropy(logits / (temperature * (norms[:, None] + 1e-7)), targets)

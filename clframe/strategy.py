@@ -58,7 +58,9 @@ class Tags:
         needs_all_data: It keeps the whole history (an upper bound, not a continual learner).
         needs_pretrained: It needs a backbone with weights.
         needs_layernorm: It needs a backbone that has LayerNorm.
+        needs_exemplars: It needs the exemplars of another part of its composition.
         stores_samples: It keeps exemplars.
+        grows_features: It adds extractors, so that features of different experiences have different lengths.
         online: It also works when every sample is presented once.
         uses_unlabelled: It can learn from samples without labels.
         can_unlearn: It can serve experiences that ask to forget.
@@ -70,7 +72,9 @@ class Tags:
     needs_all_data: bool = False
     needs_pretrained: bool = False
     needs_layernorm: bool = False
+    needs_exemplars: bool = False
     stores_samples: bool = False
+    grows_features: bool = False
     online: bool = True
     uses_unlabelled: bool = False
     can_unlearn: bool = False
@@ -251,6 +255,7 @@ class RunContext(Protocol):
     num_classes: int
     num_experiences: int
     sample_bytes: int
+    pretrained: bool
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return the CPU generator of a purpose in the current scope (experience, phase, epoch)."""
@@ -390,13 +395,34 @@ class Strategy(Configurable):
             if name.endswith("_") and isinstance(value, ExemplarMemory):
                 value.remove(experience.forget)
 
+    def exemplars(self) -> Tensor:
+        """Return the ids of the past samples kept; in a composition, every part's (`self.run.strategy.exemplars()`).
+
+        The default collects every memory kept as state; a memory filled while training may hold new samples too.
+
+        Returns:
+            (M,) ids in the training table, each once.
+        """
+        kept = [v.ids for n, v in vars(self).items() if n.endswith("_") and isinstance(v, ExemplarMemory)]
+        found: Tensor = torch.unique(torch.cat([torch.empty(0, dtype=torch.int64), *kept]))
+        return found
+
     def evaluates_after(self, experience: Experience) -> bool:
         """Whether the model is to be scored after this experience."""
         return True
 
+    def final_output(self, output: Output) -> Output:
+        """Change what is scored, such as the logits of a classifier stage; in a composition, every part in order."""
+        return output
+
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Map one forward pass over test images to scores (B, K) of every report head, the primary one first."""
         return {"classifier": output.logits}
+
+    def head_weights(self) -> dict[str, Tensor]:
+        """Return the weight matrix (K, D) of report heads that are linear, whose row norms are recorded."""
+        weight = getattr(self.network.classifier, "weight", None)
+        return {} if weight is None else {"classifier": weight}
 
     def predict(self, x: Tensor, task_ids: Tensor | None = None) -> dict[str, Tensor]:
         """Score test images for every report head; pure, whatever the batch's size or order.
@@ -405,7 +431,7 @@ class Strategy(Configurable):
             x: (B, C, H, W) normalised, or (B, D) features.
             task_ids: (B,) only in the task-incremental setting.
         """
-        return self.report_heads(self.network(x, task_ids))
+        return self.report_heads(self.final_output(self.network(x, task_ids)))
 
     # -- parts to build with ---------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from clframe.strategies._checks import refuse_local_softmax
 from clframe.strategy import DataView, RunContext, Strategy, Tags
 from clframe.stream import Experience, Setting
 
-__all__ = ["ExemplarStrategy", "exemplar_means", "nearest_mean_scores", "take_exemplars"]
+__all__ = ["ExemplarStrategy", "balanced_subset", "exemplar_means", "nearest_mean_scores", "take_exemplars"]
 
 
 class ExemplarStrategy(Strategy):
@@ -87,6 +87,14 @@ def take_exemplars(memory: ExemplarMemory, experience: Experience, run: RunConte
         generator=run.rng("memory"),
         features=run.features,
     )
+
+
+def balanced_subset(run: RunContext, ids: Tensor) -> Tensor:
+    """Draw as many samples of every class as the smallest class has."""
+    order = ids[torch.randperm(len(ids), generator=run.rng("balanced"))]
+    labels = run.targets(order)
+    classes, counts = torch.unique(labels, return_counts=True)
+    return torch.cat([order[labels == c][: int(counts.min())] for c in classes])
 
 
 def exemplar_means(memory: ExemplarMemory, run: RunContext) -> Tensor:

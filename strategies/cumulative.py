@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from clframe.spec import field
 from clframe.strategies._checks import refuse_local_softmax
@@ -48,3 +49,7 @@ class Cumulative(Strategy):
     def after_experience(self, experience: Experience) -> None:
         """Keep the data."""
         self.ids_ = torch.cat([self.ids_, experience.train])
+
+    def exemplars(self) -> Tensor:
+        """Everything seen before."""
+        return self.ids_

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from clframe.errors import ConfigurationError
@@ -13,8 +12,9 @@ from clframe.losses import auxiliary_targets, cross_entropy
 from clframe.models import CosineHead, Output
 from clframe.spec import field
 from clframe.strategies._checks import refuse_multi_head
-from clframe.strategies._exemplars import ExemplarStrategy
-from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext
+from clframe.strategies._exemplars import ExemplarStrategy, balanced_subset
+from clframe.strategies._stages import stage_recipe
+from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext, Tags
 from clframe.stream import Experience
 
 __all__ = ["DER"]
@@ -47,6 +47,8 @@ class DER(ExemplarStrategy):
         either). Where classes come back, C_t is every class of the experience, and an extractor is added all the same.
         The balanced subset is drawn once. Exemplar means are of one view, without the average over the flipped image.
     """
+
+    tags: ClassVar[Tags] = dataclasses.replace(ExemplarStrategy.tags, grows_features=True)
 
     aux_weight: float = field(
         default=1.0, ge=0, help="λ_a, the weight of the auxiliary loss (1 in the paper, official code and PyCIL)."
@@ -140,30 +142,14 @@ class DER(ExemplarStrategy):
         """Return the stage that trains H alone, from scratch, on a class-balanced subset; nothing else changes."""
         return Phase(
             name="balanced",
-            data=DataView(self.balanced_subset(self.training_data(experience).ids)),
+            data=DataView(balanced_subset(self.run, self.training_data(experience).ids)),
             epochs=self.balanced_epochs,
             loss=self.balanced_loss,
             parameters=lambda: [ParameterGroup(list(self.network.classifier.parameters()))],
             eval_modules=lambda: [self.network],
-            optimizer={
-                "name": "sgd",
-                "lr": self.balanced_lr,
-                "momentum": 0.9,
-                "weight_decay": self.balanced_weight_decay,
-                "schedule": "multistep",
-                "milestones": [0.5],
-                "gamma": 0.1,
-                "warmup": 0.0,
-            },
+            optimizer=stage_recipe(self.balanced_lr, self.balanced_weight_decay, "multistep"),
             on_start=self.renew_head,
         )
-
-    def balanced_subset(self, ids: Tensor) -> Tensor:
-        """Draw as many samples of every class as the smallest class has."""
-        order = ids[torch.randperm(len(ids), generator=self.run.rng("balanced"))]
-        labels = self.run.targets(order)
-        classes, counts = torch.unique(labels, return_counts=True)
-        return torch.cat([order[labels == c][: int(counts.min())] for c in classes])
 
     def renew_head(self) -> None:
         """Keep H as the report head `stage1`, and start it afresh."""

@@ -65,6 +65,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         channels_last=options.channels_last,
         augmentation=augmentation,
         test_transform=test_transform,
+        pretrained=_pretrained(config.backbone),
         evaluate_future=options.evaluate_future,
         dry=dry,
     )
@@ -134,6 +135,11 @@ def check_fit(
             tags.needs_pretrained and not _pretrained(backbone),
             "needs a backbone with weights: give --backbone.weights FILE",
         ),
+        (
+            tags.needs_exemplars and not (tags.stores_samples or tags.needs_all_data) and _leaves_classes(stream),
+            "needs exemplars of the classes seen before, which a strategy in front of it must keep, as replay does "
+            "(--strategy replay+NAME)",
+        ),
     ]
     problems = [f"{name} {text}: choose another strategy or scenario." for bad, text in wrong if bad]
     if stream.online and tags.online and _repeats(strategy):
@@ -157,6 +163,11 @@ def _words(values: Any) -> str:
 
 def _has(stream: Stream, what: str) -> bool:
     return any(len(getattr(e, what)) for e in stream.experiences)
+
+
+def _leaves_classes(stream: Stream) -> bool:
+    """Whether some experience has no sample of a class seen before."""
+    return any(e.classes and len(e.classes) < e.num_seen_classes for e in stream.experiences)
 
 
 def _has_layernorm(backbone: BackboneConfig, shape: tuple[int, ...]) -> bool:

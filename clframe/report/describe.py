@@ -247,6 +247,7 @@ def needs_of(tags: Any) -> str:
         "needs_all_data": "the whole history of data",
         "needs_pretrained": "a backbone with weights (--backbone.weights FILE)",
         "needs_layernorm": "a backbone with LayerNorm",
+        "needs_exemplars": "exemplars that a strategy in front of it keeps (replay+NAME)",
     }
     facts = {
         "stores_samples": "keeps exemplars",

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clframe.composite import leaves, tags_of
+from clframe import registry
+from clframe.composite import Composite, leaves, tags_of
 from clframe.config import resolve
 from clframe.data.reader import ImageReader
 from clframe.evaluation import Columns
@@ -204,12 +205,15 @@ class Bench:
     """Tries one strategy on tiny streams.
 
     Args:
-        strategy: What is tried; shortened, and never changed.
+        strategy: What is tried; shortened, and never changed. One that needs another's exemplars is tried behind replay.
         backbone: By default `TinyBackbone`.
     """
 
     def __init__(self, strategy: Strategy, backbone: BackboneConfig | None = None) -> None:
         """Store; nothing runs before a check asks."""
+        tags = tags_of(strategy)
+        if tags.needs_exemplars and not (tags.stores_samples or tags.needs_all_data):
+            strategy = Composite(parts=[registry.load("strategy", "replay")(), strategy])
         self.given = strategy
         self.strategy = shortened(strategy)
         self.backbone = backbone or TinyBackbone()

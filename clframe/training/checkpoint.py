@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clframe.class_statistics import ClassStatistics
 from clframe.errors import ContractError, RunDirectoryError
 from clframe.memory import ExemplarMemory
 from clframe.models import Backbone, Network
@@ -36,7 +37,7 @@ def pack(value: Any, name: str = "value") -> Any:
     """Turn a state value into plain values and tensors.
 
     Args:
-        value: None, numbers, text, tensors, networks, memories, and lists, tuples, sets and dictionaries of them.
+        value: None, numbers, text, tensors, networks, memories, class statistics, and lists, tuples, sets and dictionaries of them.
         name: How errors call it.
 
     Raises:
@@ -46,7 +47,7 @@ def pack(value: Any, name: str = "value") -> Any:
         return value
     if isinstance(value, Tensor):
         return _pack_tensor(value)
-    if isinstance(value, (nn.Module, ExemplarMemory, torch.Generator)):
+    if isinstance(value, (nn.Module, ExemplarMemory, ClassStatistics, torch.Generator)):
         return _pack_object(value, name)
     if isinstance(value, (tuple, set, frozenset)):
         return {_KIND: type(value).__name__, "items": [pack(v, f"{name}[{i}]") for i, v in enumerate(_ordered(value))]}
@@ -60,7 +61,7 @@ def pack(value: Any, name: str = "value") -> Any:
 def _refusal(value: Any, name: str) -> ContractError:
     return ContractError(
         f"{name} is a {type(value).__name__}, which a checkpoint can't hold: keep tensors, numbers, text, networks, "
-        "memories, nn.Linear, or lists and dictionaries of them."
+        "memories, class statistics, nn.Linear, or lists and dictionaries of them."
     )
 
 
@@ -70,13 +71,15 @@ def _pack_tensor(value: Tensor) -> Any:
     return value.detach()
 
 
-def _pack_object(value: nn.Module | ExemplarMemory | torch.Generator, name: str) -> dict[str, Any]:
+def _pack_object(value: nn.Module | ExemplarMemory | ClassStatistics | torch.Generator, name: str) -> dict[str, Any]:
     if isinstance(value, Network):
         flags = [p.requires_grad for p in value.parameters()]
         state = {"state": value.state_dict(), "training": value.training, "requires_grad": flags}
         return {_KIND: "network", "structure": value.structure(), **state}
     if isinstance(value, ExemplarMemory):
         return {_KIND: "memory", "state": value.state_dict()}
+    if isinstance(value, ClassStatistics):
+        return {_KIND: "statistics", "state": value.state_dict()}
     if isinstance(value, nn.Linear):
         shape = [value.in_features, value.out_features, value.bias is not None]
         return {_KIND: "linear", "shape": shape, "state": value.state_dict()}
@@ -105,6 +108,8 @@ def unpack(value: Any, factory: Callable[[], Backbone]) -> Any:
         return network
     if kind == "memory":
         return ExemplarMemory.from_state(value["state"])
+    if kind == "statistics":
+        return ClassStatistics.from_state(value["state"])
     if kind == "dict":
         return {unpack(k, factory): unpack(v, factory) for k, v in value["items"]}
     return _unpack_small(kind, value, factory)

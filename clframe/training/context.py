@@ -42,6 +42,7 @@ class Setup:
         channels_last: Whether the network's convolutions keep channels last.
         augmentation: Of training images.
         test_transform: Of images that are not augmented.
+        pretrained: Whether the backbone starts from weights trained elsewhere.
         evaluate_future: Whether unseen tasks are scored too, and the untrained model.
         dry: Make phases and count steps, but compute nothing.
     """
@@ -63,6 +64,7 @@ class Setup:
     channels_last: bool = True
     augmentation: Augmentation | Pipeline | None = None
     test_transform: Augmentation | Pipeline | None = None
+    pretrained: bool = False
     evaluate_future: bool = False
     dry: bool = False
 
@@ -90,6 +92,7 @@ class Context:
         self.num_classes = setup.stream.num_classes
         self.num_experiences = len(setup.stream.experiences)
         self.sample_bytes = sample_bytes(setup.stream.shape)
+        self.pretrained = setup.pretrained
         self.streams = RandomStreams(setup.seed, setup.init_seed, setup.data_seed)
         self.experience = setup.stream.experiences[0]
         to_input = ToInput(setup.stream.mean, setup.stream.std)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from clframe.composite import leaves
 from clframe.errors import ContractError, TrainingError
 from clframe.evaluation import Columns, evaluate
-from clframe.models import Network
-from clframe.strategy import BegunPhase, DataView, ParameterGroup, Phase, TensorView
+from clframe.strategy import BegunPhase, DataView, ParameterGroup, Phase, Strategy, TensorView
 from clframe.stream import Experience
 from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import pack, restore_strategy, strategy_state, unpack
@@ -335,7 +334,7 @@ class Trainer:
                 heads = evaluate(self.strategy, stream, maker, tasks, split=split, batch_size=setup.eval_batch_size)
                 summary = self.recorder.predictions(split, after, heads)
                 if split == "test":
-                    norms = _head_norms(self.strategy.network)
+                    norms = _head_norms(self.strategy)
                     values = {"experience": after, "heads": list(heads), **summary, "head_norms": norms}
                     self.recorder.event("evaluation", values)
 
@@ -408,9 +407,7 @@ def _trainable(group: ParameterGroup) -> ParameterGroup:
     return ParameterGroup(kept, group.lr_scale, group.weight_decay)
 
 
-def _head_norms(network: Network) -> dict[str, list[float]]:
-    """Norms of the classifier's rows, for the error decomposition."""
-    weight = getattr(network.classifier, "weight", None)
-    if weight is None or not len(weight):
-        return {}
-    return {"classifier": [round(v, 6) for v in weight.detach().float().norm(dim=1).tolist()]}
+def _head_norms(strategy: Strategy) -> dict[str, list[float]]:
+    """Norms of the rows of report heads, for the error decomposition."""
+    weights = {name: weight for name, weight in strategy.head_weights().items() if len(weight)}
+    return {n: [round(v, 6) for v in w.detach().float().norm(dim=1).tolist()] for n, w in weights.items()}

@@ -41,6 +41,19 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("bce+predkd+ewc", {}),
     ("bce+predkd+l2_anchor", {}),
     ("replay+si", {}),
+    ("tau_norm", {"tau": 0.5, "drop_bias": False, "in_first": True}),
+    ("gauss_align", {"covariance": "shared", "continue_from": "after"}),
+    ("gauss_align", {"covariance": "low_rank", "rank": 2, "temperature": None}),
+    ("slca", {"covariance": "diagonal", "first_lr_scale": 0.01}),
+    ("slca", {"covariance": "none", "ridge": 0.1, "backbone_lr_scale": 0.0}),
+    ("replay+crt", {}),
+    ("crt+replay", {"balance": "subset", "start": "before", "continue_from": "after", "temperature": 5.0}),
+    ("replay+lws", {}),
+    ("lwf+tau_norm", {}),
+    ("finetune+gauss_align", {}),
+    ("der+tau_norm", {}),
+    ("joint+crt", {}),
+    ("ewc+slca", {}),
 ]
 """Forms beside the defaults of everything registered."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import pytest
@@ -188,3 +189,24 @@ def test_lwf_and_ewc_both_hold_back() -> None:
     trainer = run(LwF(epochs=1) + EWC(epochs=1), TWO)
     assert set(epochs_of(trainer)[1]["terms"]) == {"classification", "distillation", "ewc"}
     assert all(torch.isfinite(p).all() for p in trainer.strategy.network.parameters())
+
+
+class Halved(Strategy):
+    """Changes what is scored."""
+
+    def final_output(self, output: Any) -> Any:
+        return dataclasses.replace(output, logits=output.logits / 2)
+
+
+class HalvedAgain(Halved):
+    """Once more."""
+
+
+def test_every_part_may_change_what_is_scored_in_order() -> None:
+    trainer = run(One(epochs=1) + Halved() + HalvedAgain(), TWO)
+    network = trainer.strategy.network.eval()
+    x = next(iter(trainer.context.batches(torch.arange(4), batch_size=4))).x
+    with torch.no_grad():
+        heads = trainer.strategy.predict(x)
+        assert torch.allclose(heads["classifier"], network(x).logits / 4)
+        assert torch.equal(heads["One"], heads["classifier"])
