@@ -71,7 +71,10 @@ def small(s25: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> l
     monkeypatch.setattr(s25, "BASE", base)
     monkeypatch.setattr(s25, "METHODS", methods)
     monkeypatch.syspath_prepend(str(FOLDER))
-    return ["--methods", "finetune,replay", "--batch", "8", "--seeds", "2", "--runs", str(tmp_path), "--out", str(tmp_path / "s25.json")]  # fmt: skip
+    return [
+        *("--methods", "finetune,replay", "--batch", "8", "--seeds", "2", "--runs", str(tmp_path)),
+        *("--out", str(tmp_path / "s25.json")),
+    ]
 
 
 def make_runs(s25: ModuleType, folder: Path) -> None:
