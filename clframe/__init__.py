@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from clframe._version import __version__
 
 if TYPE_CHECKING:
-    from clframe.api import Plan, compare, load, plan, resume, run
+    from clframe.api import Plan, compare, load, open_scenario, plan, resume, run
     from clframe.composite import Composite
     from clframe.errors import ClframeError
     from clframe.memory import ExemplarMemory
     from clframe.registry import register
+    from clframe.report.stream_plot import plot_stream
     from clframe.results import Run
     from clframe.scenario import Scenario
     from clframe.spec import field
@@ -32,6 +33,8 @@ _HOME = {
     "Plan": "api",
     "compare": "api",
     "load": "api",
+    "open_scenario": "api",
+    "plot_stream": "report.stream_plot",
     "plan": "api",
     "resume": "api",
     "run": "api",
@@ -79,7 +82,9 @@ __all__ = [
     "compare",
     "field",
     "load",
+    "open_scenario",
     "plan",
+    "plot_stream",
     "register",
     "resume",
     "run",

@@ -12,6 +12,7 @@ from clframe.launch.build import build_setup, open_stream, stream_record
 from clframe.report import Table
 from clframe.report import compare as compare_summaries
 from clframe.results import Run, metrics_of, open_run, result_of, summary_of
+from clframe.stream import Stream
 from clframe.tracking.environment import environment
 from clframe.tracking.files import write_json
 from clframe.tracking.progress import Progress
@@ -22,7 +23,7 @@ from clframe.training.context import Setup
 from clframe.training.plan import memory_bytes, plan_phases
 from clframe.training.trainer import Trainer
 
-__all__ = ["Plan", "compare", "load", "plan", "resume", "run"]
+__all__ = ["Plan", "compare", "load", "open_scenario", "plan", "resume", "run"]
 
 
 def run(
@@ -135,6 +136,25 @@ def compare(runs: Sequence[Run | str | Path], **options: Any) -> Table:
     """Return a table of runs: mean and deviation over seeds, a row per method."""
     summaries = [summary_of(r.directory if isinstance(r, Run) else RunDirectory.open(Path(r))) for r in runs]
     return compare_summaries(summaries, **options)
+
+
+def open_scenario(
+    scenario: Any, *, data_root: str | Path | None = None, download: bool = False, **options: Any
+) -> Stream:
+    """Build the stream of a scenario, for instance to look at it with `plot_stream`; nothing is trained.
+
+    Args:
+        scenario: A name, a mapping of a name and options, or an object.
+        data_root: Folders to look for data in.
+        download: Whether a missing data set may be fetched.
+        **options: Of a scenario that is given by its name.
+
+    Raises:
+        ConfigurationError: There is no such scenario, or its options don't fit.
+        DataError: The data is missing or damaged.
+    """
+    given = {"name": scenario, **options} if isinstance(scenario, str) else scenario
+    return open_stream(resolve({"scenario": given}), data_root, download)
 
 
 class Plan:

@@ -179,10 +179,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "kind", nargs="?", metavar="KIND", help="strategies, scenarios, backbones or metrics; default all"
     )
     listing.add_argument("--json", action="store_true", help="as JSON")
-    describe = command("describe", "show one strategy, scenario, backbone or metric and its options", _describe)
+    describe = command("describe", "show one strategy, scenario, backbone or metric and its options", _describe, True)
     describe.add_argument(
         "what", nargs="+", metavar="[KIND] NAME", help="for instance: strategy replay; also: run, optimizer, head"
     )
+    describe.add_argument(
+        "--plot", type=Path, metavar="FILE", help="of a scenario: draw its stream into a .png, .pdf or .svg file"
+    )
+    describe.add_argument("--data-root", metavar="DIR", help="where data is looked for")
     check = command("check", "check that a strategy or scenario of your own keeps the contract", _check)
     check.add_argument("name", metavar="FILE.py:Class")
     data = command("data", "show which data sets are found where, and how to get the others", _data)
@@ -431,7 +435,28 @@ def _list(options: argparse.Namespace) -> None:
 def _describe(options: argparse.Namespace) -> None:
     from clframe.report.describe import describe
 
+    if options.plot is not None:
+        _plot_scenario(options)
+        return
+    if options.overrides:
+        raise ConfigurationError(f"describe takes options such as {options.overrides[0]} only with --plot FILE.")
     print(describe(*options.what))
+
+
+def _plot_scenario(options: argparse.Namespace) -> None:
+    """Draw the stream of a scenario with the options given."""
+    from clframe.api import open_scenario
+    from clframe.report.stream_plot import plot_stream
+
+    given = parse_overrides(options.overrides)
+    unknown = [name for name in given if name != "scenario"]
+    if unknown:
+        raise ConfigurationError(f"describe --plot takes the options of the scenario, received --{unknown[0]}.")
+    if options.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ConfigurationError(f"--plot: expected a .png, .pdf or .svg file, received {str(options.plot)!r}.")
+    stream = open_scenario({**given.get("scenario", {}), "name": options.what[-1]}, data_root=options.data_root)
+    plot_stream(stream).savefig(options.plot, dpi=120)
+    print(options.plot)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from clframe.metrics.aggregate import summarise_curves
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_curve", "plot_matrix", "to_png"]
+__all__ = ["plain", "plot_curve", "plot_matrix", "sized_figure", "ticks", "to_png"]
 
 # Colours that stay apart for colour-blind readers: Okabe and Ito 2008.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -43,18 +43,18 @@ def plot_curve(
     """
     if not curves:
         raise ConfigurationError("A plot needs at least one curve, but received none; name a finished run.")
-    figure, axes = _figure(6.0, 3.8)
+    figure, axes = sized_figure(6.0, 3.8)
     for k, (label, seeds) in enumerate(curves.items()):
         mean, std = summarise_curves(seeds)
         steps = np.arange(1, len(mean) + 1)
         colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
-        shown = f"{_plain(label)} (n = {len(seeds)})"
+        shown = f"{plain(label)} (n = {len(seeds)})"
         shown = " " + shown if shown.startswith("_") else shown  # legends leave out names with a leading underscore
         axes.plot(steps, mean, color=colour, marker=marker, markersize=4, linewidth=1.6, label=shown)
         if not np.isnan(std).all():
             axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
     axes.set_xlabel("after experience")
-    axes.set_ylabel(_plain(ylabel))
+    axes.set_ylabel(plain(ylabel))
     if limits is not None:
         axes.set_ylim(*limits)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -62,7 +62,7 @@ def plot_curve(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     if title:
-        axes.set_title(_plain(title))
+        axes.set_title(plain(title))
     return figure
 
 
@@ -93,21 +93,21 @@ def plot_matrix(
     values = values[first:]
     rows, columns = values.shape
     low, high = limits if limits is not None else _range(values)
-    figure, axes = _figure(1.8 + 0.55 * min(columns, 16), 1.2 + 0.45 * min(rows, 16))
+    figure, axes = sized_figure(1.8 + 0.55 * min(columns, 16), 1.2 + 0.45 * min(rows, 16))
     image = axes.imshow(np.ma.masked_invalid(values), cmap="viridis", vmin=low, vmax=high, aspect="auto")
     if max(rows, columns) <= _MOST_VALUES:
         _write_values(axes, values, (low + high) / 2, digits)
-    _ticks(axes.xaxis, [str(j) for j in range(1, columns + 1)])
-    _ticks(axes.yaxis, [str(i) if i else "none" for i in range(first, first + rows)])
+    ticks(axes.xaxis, [str(j) for j in range(1, columns + 1)])
+    ticks(axes.yaxis, [str(i) if i else "none" for i in range(first, first + rows)])
     axes.set_xlabel("task")
     axes.set_ylabel("after experience")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.03)
-    bar.set_label(_plain(label))
+    bar.set_label(plain(label))
     bar.outline.set_visible(False)
     if title:
-        axes.set_title(_plain(title))
+        axes.set_title(plain(title))
     return figure
 
 
@@ -118,14 +118,17 @@ def to_png(figure: Figure, dpi: int = 120) -> bytes:
     return out.getvalue()
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
+def sized_figure(
+    width: float, height: float, *, rows: int = 1, ratios: Sequence[float] | None = None
+) -> tuple[Figure, Any]:
+    """Make a figure of `rows` axes, one above the other, of the given inches and ratios of height."""
     from matplotlib.figure import Figure  # here, since it is heavy and only pictures need it
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(rows, 1, height_ratios=ratios)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text whose dollar signs don't start a formula."""
     return text.replace("$", r"\$")
 
@@ -142,6 +145,7 @@ def _write_values(axes: Any, values: np.ndarray[Any, np.dtype[np.float64]], midd
             axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=7)
 
 
-def _ticks(axis: Any, names: list[str]) -> None:
+def ticks(axis: Any, names: list[str]) -> None:
+    """Name the places 0, 1, … of an axis; of many only every so many-th."""
     step = max(1, -(-len(names) // 20))
     axis.set_ticks(range(0, len(names), step), labels=names[::step])

@@ -151,3 +151,27 @@ def test_a_name_in_two_kinds_asks_for_the_kind(monkeypatch: pytest.MonkeyPatch) 
 def test_what_cannot_be_described(what: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", *what]) == 2
     assert capsys.readouterr().err == f"clframe: {said}\n"
+
+
+def test_a_scenario_is_drawn_with_its_options(cli) -> None:
+    said = cli("describe", "split_digits", "--plot", "stream.png", "--scenario.experiences", "2")
+    assert (said.code, said.out) == (0, "stream.png\n")
+    assert Path("stream.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--plot", "stream.txt"), "--plot: expected a .png, .pdf or .svg file, received 'stream.txt'."),
+        (("--plot", "s.png", "--epochs", "3"), "describe --plot takes the options of the scenario, received --epochs."),
+        (
+            ("--scenario.experiences", "2"),
+            "describe takes options such as --scenario.experiences only with --plot FILE.",
+        ),
+        (("--plot", "s.png", "--scenario.experiences", "3"), "10 classes don't divide into 3 experiences"),
+    ],
+)
+def test_what_cannot_be_drawn(cli, arguments: tuple[str, ...], said: str) -> None:
+    found = cli("describe", "split_digits", *arguments)
+    assert found.code == 2
+    assert said in found.err
