@@ -2,6 +2,7 @@
 
     python benchmarks/s25.py [--methods replay,wa] [--batch 32,128] [--seeds 3] [--processes 2] [--data-root DIR]
     python benchmarks/s25.py --record                    # only read what the run directories hold
+    python benchmarks/s25.py --table                     # write results/s25.md from what is recorded
 
 200 training images of each class, 12 epochs per experience, SGD 0.1 dropped after epochs 6 and 9, weight decay 5e-4 in
 the first experience and 2e-4 later, 250 exemplars, the class order of seed 1993: small enough for one core, and PyCIL's
@@ -132,15 +133,29 @@ def record(chosen: Iterable[tuple[str, int, int]], runs: Path, out: Path) -> dic
     results = json.loads(out.read_text()) if out.exists() else {"schema": 1, "base": {}, "methods": {}, "runs": []}
     known = {r["directory"] for r in results["runs"]}
     results |= {"base": BASE, "methods": METHODS}
-    before = len(results["runs"])
+    changed = False
     for method, batch, seed in chosen:
         run = run_of(method, batch, seed, runs)
         if run.name not in known and run.state == "finished":
+            same = (method, batch, seed)  # a run of an earlier form of the method makes way
+            results["runs"] = [r for r in results["runs"] if (r["method"], r["batch_size"], r["seed"]) != same]
             results["runs"].append(row_of(clframe.load(run.directory), method))
-    if len(results["runs"]) > before:
+            changed = True
+    if changed:
         results["runs"].sort(key=lambda r: (r["batch_size"], r["method"], r["seed"]))
         out.write_text(json.dumps(results, indent=1) + "\n")
     return results
+
+
+def write_table(out: Path) -> None:
+    """Print the table of what is recorded, and write it beside the record."""
+    from s25_table import text
+
+    if not out.exists():
+        sys.exit(f"There are no results in {out} yet: run benchmarks/s25.py first.")
+    page = text(json.loads(out.read_text(encoding="utf-8"))["runs"])
+    out.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(page, end="")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -154,7 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--record", action="store_true", help="make no runs")
+    parser.add_argument(
+        "--table", action="store_true", help="make no runs; print and write the table of what is recorded"
+    )
     given = parser.parse_args(arguments)
+    if given.table:
+        write_table(given.out)
+        return
     seeds = [int(s) for s in given.seeds.split(",") if s] if "," in given.seeds else list(range(int(given.seeds)))
     chosen = [(m, int(b), s) for b in given.batch.split(",") for s in seeds for m in given.methods.split(",")]
     if not given.record:

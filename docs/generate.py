@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import methods_page
+import recipes_page
 
 from clframe.metrics import CATALOGUE
 from clframe.metrics.catalogue import Metric
@@ -60,7 +65,11 @@ def _row(metric: Metric) -> str:
     return f"| `{metric.name}` | {better} | {unit} | {', '.join(metric.restrictions)} | {definition} |\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"metrics.md": metrics_page, "methods.md": methods_page.page}
+PAGES: dict[str, Callable[[], str]] = {
+    "metrics.md": metrics_page,
+    "methods.md": methods_page.page,
+    "recipes.md": recipes_page.page,
+}
 """What makes each generated page."""
 
 if __name__ == "__main__":

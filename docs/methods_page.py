@@ -1,96 +1,226 @@
-"""The page of methods: what each one is, how to run it, and what it reached on the S25 protocol."""
+"""The page of methods: what each one is, how to run it, what it reached and beside which number, and its recipes."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import recipe_index
 
 from clframe import registry
 from clframe.metrics import summarise
 from clframe.report.describe import needs_of
+from clframe.spec import FieldInfo, fields_of
 from clframe.strategy import Strategy
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+FAMILIES = {
+    "Baselines and bounds": ("finetune", "cumulative", "joint"),
+    "Regularisation and distillation": ("ewc", "lwf", "si", "mas", "l2_anchor", "predkd", "featkd", "l2_init"),
+    "Exemplars": ("replay", "icarl", "wa", "bic", "podnet", "gdumb", "er_ace", "dark_er", "agem", "rer"),
+    "Growing networks": ("der", "foster", "pder", "maf_drc"),
+    "Pretrained backbones": ("nmc", "slca", "layernorm_tuning"),
+}
+"""Where the literature puts a method; any other goes by its tags."""
+OTHERS = "Others"
 HEAD = """\
 # Methods
 
 <!-- Written by docs/generate.py from the strategies themselves and from benchmarks/results: run `make docs`. -->
 
-Every method, what it implements and where it differs from its paper. Where it has been measured on the S25 protocol (25
-classes of CIFAR-100 in five experiences, ResNet-32, 12 epochs, 250 exemplars, batch 32; see `benchmarks/s25.py`), the table
-gives mean ± sample standard deviation over seeds, in percent: the mean over experiences of the accuracy on all classes
-seen, and that after the last. *PyCIL* is what its own code reached on the same protocol, one run; *agrees* says whether
-the two lie within the larger of 2 points and two standard errors (`benchmarks/fidelity.py`). A method without a table
-has not been measured there yet.
+Every method that clframe brings: what it implements, where it differs from its paper, its options, what it reached, and
+beside which published number. [Writing a strategy](strategies.md) says how to add one, [Recipes](recipes.md) lists the
+configurations of the literature's tables.
+
+**How to read the results.** They are of the S25 protocol (25 classes of CIFAR-100 in five experiences, ResNet-32, 12
+epochs, 250 exemplars; `benchmarks/s25.py`): mean ± sample standard deviation over seeds, in percent, of the accuracy on
+all classes seen, as a mean over experiences (*average*) and after the last (*last*). *Reference* is what PyCIL's own code
+reached on the same protocol in one run. A result is *verified* when the first experience, the average and the last all lie
+within the larger of 2 points and two standard errors of that run (`benchmarks/fidelity.py`), and *off* when one doesn't.
 """
 
 
 def page() -> str:
     """Return the whole page."""
-    results, checks = _read("s25")["runs"], _read("fidelity")["comparisons"]
-    methods = sorted(registry.load_all("strategy").items())
-    index = "".join(f"| [`{n}`](#{n}) | {_summary(cls)} |\n" for n, cls in methods)
-    parts = [HEAD, "\n| name | what |\n|---|---|\n", index]
-    parts += [_section(name, cls, results, checks) for name, cls in methods]
+    methods = registry.load_all("strategy")
+    rows, checks = _read("s25").get("runs", []), _read("fidelity").get("comparisons", [])
+    recipes, runs = recipe_index.recipes(), recipe_index.recorded()
+    parts = [HEAD]
+    for family, names in grouped(methods).items():
+        parts.append(f"\n**{family}**\n\n| name | what | results |\n|---|---|---|\n")
+        parts += [f"| [`{n}`](#{n}) | {_summary(methods[n])} | {verdict(n, rows, checks)} |\n" for n in names]
+    parts.append("\n## Options that every method has\n\n" + _option_table(fields_of(Strategy)))
+    for names in grouped(methods).values():
+        for name in names:
+            own = [r for r in recipes if name in registry.split_names(r.strategy)]
+            parts.append(_section(name, methods[name], rows, checks))
+            parts += [recipes_of(own, runs)] if own else []
     return "".join(parts)
 
 
 def _read(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
-    empty: dict[str, Any] = {"runs": [], "comparisons": []}
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def grouped(methods: Mapping[str, type[Strategy]]) -> dict[str, list[str]]:
+    """Sort methods into families; those that hold none are left out."""
+    found: dict[str, list[str]] = {family: [] for family in (*FAMILIES, OTHERS)}
+    for name in sorted(methods):
+        found[family_of(name, methods[name])].append(name)
+    return {family: names for family, names in found.items() if names}
+
+
+def family_of(name: str, cls: type[Strategy]) -> str:
+    """Return a method's family: the literature's, or the one that its tags suggest."""
+    named = next((family for family, names in FAMILIES.items() if name in names), None)
+    if named is not None:
+        return named
+    tags = cls.tags
+    if tags.needs_all_data:
+        return "Baselines and bounds"
+    if tags.needs_pretrained:
+        return "Pretrained backbones"
+    return "Exemplars" if tags.stores_samples else OTHERS
 
 
 def _summary(cls: type[Strategy]) -> str:
     return inspect.cleandoc(cls.__doc__ or "").split("\n", 1)[0]
 
 
-def _section(name: str, cls: type[Strategy], results: list[dict[str, Any]], checks: list[dict[str, Any]]) -> str:
-    history = "; ".join(cls.history)
+def paper_of(cls: type[Strategy]) -> str:
+    """Find the first citation in a docstring, authors, year and title in quotation marks: where a paragraph begins, or later."""
+    paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(cls.__doc__ or "").split("\n\n")]
+    begins = (re.match(rf"([A-Z][^`(\"“]{{1,120}}?{_CITED}", text) for text in paragraphs)
+    within = (re.search(rf"([A-Z][\w&., -]{{1,100}}?{_CITED}", text) for text in paragraphs)
+    found = next((m for m in (*begins, *within) if m), None)
+    return f"{found[1]}, *{found[2].rstrip(',')}*" if found else "no single paper"
+
+
+_CITED = r"\b(?:19|20)\d\d), [\"“]([^\"”]+)[\"”]"
+
+
+# -- a method's section ------------------------------------------------------------------------------------------------
+
+
+def _section(
+    name: str, cls: type[Strategy], rows: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]]
+) -> str:
+    changed = f" History: {' '.join(cls.history)}" if cls.version > 1 else ""
     lines = [
         f"\n## {name}\n",
-        f"`{name}@{cls.version}` ({history}). {needs_of(cls.tags)}\n",
+        f"**Paper:** {paper_of(cls)}. **Version:** `{name}@{cls.version}`.{changed}\n",
+        f"{' '.join(needs_of(cls.tags).split())}\n",
         f"```\n{inspect.cleandoc(cls.__doc__ or '')}\n```\n",
-        f"Options: `clframe describe {name}`.\n",
     ]
-    rows = [line for variant in _variants(name, results) for line in _rows(variant, results, checks)]
-    if rows:
-        lines.append(
-            "| S25 as | head | average | last | seeds | PyCIL average / last | agrees |\n|---|---|---|---|---|---|---|\n"
-            + "".join(rows)
-        )
-        names = ",".join(_variants(name, results))
-        lines.append(f"Again: `python benchmarks/s25.py --methods {names}`.\n")
+    common = {f.name: f for f in fields_of(Strategy)}
+    own = [f for f in fields_of(cls) if common.get(f.name) != f]
+    lines.append(_option_table(own) if own else "It has no options of its own.\n")
+    lines.append(results_of(name, rows, checks))
     return "\n".join(lines)
 
 
-def _variants(name: str, results: list[dict[str, Any]]) -> list[str]:
-    """The rows of the protocol that run this strategy, alone or first in a composition."""
-    return list(
-        dict.fromkeys(r["method"] for r in results if r["batch_size"] == 32 and r["strategy"].split("+")[0] == name)
-    )
+def _option_table(fields: Iterable[FieldInfo]) -> str:
+    lines = ["| option | value | default | what it does |\n|---|---|---|---|\n"]
+    for info in fields:
+        typed = f"--strategy.{info.name.replace('_', '-')}"
+        default = f"`{_default(info.default)}`" if info.has_default else "must be given"
+        lines.append(f"| `{typed}` | {_cell(info.accepts)} | {default} | {_cell(info.help)} |\n")
+    return "".join(lines)
 
 
-def _rows(variant: str, results: list[dict[str, Any]], checks: list[dict[str, Any]]) -> list[str]:
-    runs = [r for r in results if r["method"] == variant and r["batch_size"] == 32]
+def _default(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value)) or "none at all"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([\\|<>*])", r"\\\1", " ".join(text.split()))
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def _variants(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The methods of the protocol that run this strategy, alone or first in a composition."""
+    return list(dict.fromkeys(r["method"] for r in rows if registry.split_names(r["strategy"])[0] == name))
+
+
+def _checks_of(
+    checks: Sequence[Mapping[str, Any]], method: str, batch: int, head: str | None = None
+) -> list[Mapping[str, Any]]:
+    return [c for c in checks if (c["method"], c["batch"]) == (method, batch) and head in (None, c["head"])]
+
+
+def verdict(name: str, rows: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]]) -> str:
+    """Say in a word how a method stands: verified, off, measured (without a reference) or not measured."""
+    variants = _variants(name, rows)
+    own = [c for c in checks if c["method"] in variants]
+    if own:
+        return "verified" if all(c["agrees"] for c in own) else "off in part"
+    return "measured" if variants else "not measured"
+
+
+def results_of(name: str, rows: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]]) -> str:
+    """Return a method's table of results with the command that makes them again; a sentence where there are none."""
+    variants = _variants(name, rows)
+    if not variants:
+        return "Results: not measured on the S25 protocol.\n"
+    lines = ["| run as | batch | head | average | last | seeds | reference, average / last | verified |\n"]
+    lines.append("|---|---:|---|---:|---:|---:|---:|---|\n")
+    for variant in variants:
+        for batch in sorted({r["batch_size"] for r in rows if r["method"] == variant}):
+            own = [r for r in rows if (r["method"], r["batch_size"]) == (variant, batch)]
+            lines += _result_lines(variant, batch, own, checks)
+    batches = ",".join(map(str, sorted({r["batch_size"] for r in rows if r["method"] in variants})))
+    command = f"python benchmarks/s25.py --methods {','.join(variants)} --batch {batches}"
+    return f"{''.join(lines)}\nAgain: `{command}`.\n"
+
+
+def _result_lines(
+    variant: str, batch: int, own: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]]
+) -> list[str]:
     lines = []
-    for head in runs[0]["heads"]:
-        values = {r["seed"]: r["heads"][head] for r in runs}
+    first = own[0]["primary"]
+    for head in [first, *(h for h in dict.fromkeys(h for r in own for h in r["heads"]) if h != first)]:
+        values = {r["seed"]: r["heads"].get(head, {}) for r in own}
         average = _text({s: v.get("average_incremental_accuracy") for s, v in values.items()})
         last = _text({s: v.get("final_accuracy") for s, v in values.items()})
-        own = {c["what"]: c for c in checks if (c["method"], c["batch"], c["head"]) == (variant, 32, head)}
-        theirs = f"{own['average']['pycil']:.2f} / {own['last']['pycil']:.2f}" if own else "–"
-        verdict = "–" if not own else "yes" if all(c["agrees"] for c in own.values()) else "no"
-        lines.append(f"| {variant} | {head} | {average} | {last} | {len(runs)} | {theirs} | {verdict} |\n")
+        found = _checks_of(checks, variant, batch, head)
+        theirs = {c["what"]: f"{c['pycil']:.2f}" for c in found}
+        reference = f"{theirs.get('average', '–')} / {theirs.get('last', '–')}" if found else "–"
+        state = "no reference" if not found else "yes" if all(c["agrees"] for c in found) else _off(found)
+        lines.append(
+            f"| `{variant}` | {batch} | {head} | {average} | {last} | {len(values)} | {reference} | {state} |\n"
+        )
     return lines
 
 
-def _text(values: dict[int, float | None]) -> str:
-    if any(v is None for v in values.values()):
+def _off(found: Sequence[Mapping[str, Any]]) -> str:
+    return "no: " + ", ".join(f"{c['what']} {c['ours'] - c['pycil']:+.2f}" for c in found if not c["agrees"])
+
+
+def _text(values: Mapping[int, float | None]) -> str:
+    if not values or any(v is None for v in values.values()):
         return "–"
-    found = summarise(values)
+    found = summarise(dict(values))
     std = "" if math.isnan(found.std) else f" ± {100 * found.std:.2f}"
     return f"{100 * found.mean:.2f}{std}"
+
+
+def recipes_of(recipes: Sequence[recipe_index.Recipe], runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the list of a method's recipes."""
+    lines = ["\n| recipe | published, in percent | state |\n|---|---|---|\n"]
+    for r in recipes:
+        number = f"{recipe_index.numbers(r.expected)} [{r.mark}]"
+        if not r.expected:
+            number = f"band {recipe_index.numbers(recipe_index.bands()[r.band])} [ours]"
+        lines.append(f"| [`{r.name}`](recipes.md#{r.name}) | {number} | {recipe_index.state(r, runs)} |\n")
+    return "".join(lines)

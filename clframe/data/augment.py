@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,9 @@ class Augmentation(Configurable, ABC):
     A subclass never changes its input, draws on the CPU from `generator` only, and draws as much for every content
     of the images.
     """
+
+    random: ClassVar[bool] = True
+    """Whether it draws anything; one that doesn't may also serve as a test transform."""
 
     @abstractmethod
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -218,6 +221,8 @@ class RandomResizedCrop(Augmentation):
 class Resize(Augmentation):
     """Resize so that the shorter side has `size` pixels, keeping the aspect ratio (bilinear, antialiased)."""
 
+    random: ClassVar[bool] = False
+
     size: int = field(ge=1, unit="pixels", help="Length of the shorter side of the result.")
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -232,6 +237,8 @@ class Resize(Augmentation):
 
 class CenterCrop(Augmentation):
     """Cut out the central square; an image smaller than that is padded with zeros."""
+
+    random: ClassVar[bool] = False
 
     size: int = field(ge=1, unit="pixels", help="Side of the result.")
 

@@ -75,7 +75,7 @@ def _transforms(config: RunConfig, stream: Stream) -> tuple[Pipeline | None, Pip
     """Return what training images and images that are not augmented pass through; None for nothing.
 
     Raises:
-        ConfigurationError: The two leave images of different sizes.
+        ConfigurationError: The two leave images of different sizes, or what is not to be augmented would be.
     """
     if len(stream.shape) != 3:
         return None, None
@@ -83,6 +83,12 @@ def _transforms(config: RunConfig, stream: Stream) -> tuple[Pipeline | None, Pip
     chosen = stream.augmentation if options.augmentation == "auto" else options.augmentation
     tested = stream.test_transform if options.test_transform == "auto" else options.test_transform
     train, test = (build_augmentation(spec, stream.shape) for spec in (chosen, tested))
+    for transform, record in zip(test.transforms, test.to_spec(), strict=True):
+        if transform.random:
+            raise ConfigurationError(
+                f"test_transform: expected transforms that draw nothing, such as resize and center_crop, received "
+                f"{record['name']}: give it as augmentation instead."
+            )
     sizes = [p.output_shape(stream.shape) for p in (train, test)]
     if sizes[0] != sizes[1]:
         raise ConfigurationError(

@@ -7,7 +7,7 @@ Residual Networks", BMVC 2016.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActNet(Backbone):
-    """A 3×3 convolution, stages of `PreActBlock`s, a closing BatchNorm with ReLU, and global average pooling.
+    """A first convolution, stages of `PreActBlock`s, a closing BatchNorm with ReLU, and global average pooling.
 
     Args:
         channels_in: Channels of the images.
@@ -61,13 +61,22 @@ class PreActNet(Backbone):
         widths: Channels of each stage; every stage but the first halves the resolution.
         blocks: Number of blocks of each stage.
         dropout: Probability of zeroing a value between a block's convolutions.
+        pools: Whether the first convolution is 7×7 of step 2 with 3×3 max-pooling, instead of 3×3 of step 1.
     """
 
     def __init__(
-        self, channels_in: int, stem: int, widths: Sequence[int], blocks: Sequence[int], dropout: float = 0.0
+        self,
+        channels_in: int,
+        stem: int,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        dropout: float = 0.0,
+        pools: bool = False,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, stem, 3, 1, 1, bias=False)
+        kernel, stride = (7, 2) if pools else (3, 1)
+        self.conv1 = nn.Conv2d(channels_in, stem, kernel, stride, kernel // 2, bias=False)
+        self.pools = pools
         width = stem
         for k, (channels, count) in enumerate(zip(widths, blocks, strict=True)):
             stage = nn.Sequential()
@@ -82,9 +91,14 @@ class PreActNet(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def stem(self, x: Tensor) -> Tensor:
+        """Compute what the first stage receives."""
+        x = self.conv1(x)
+        return F.max_pool2d(x, 3, 2, 1) if self.pools else x
+
     def forward(self, x: Tensor) -> Tensor:
         """Compute features: (B, C, H, W) to (B, D)."""
-        x = self.conv1(x)
+        x = self.stem(x)
         for name in self._layers:
             x = self._modules[name](x)  # type: ignore[misc]
         return F.relu(self.bn(x), inplace=True).mean((2, 3))
@@ -95,7 +109,7 @@ class PreActNet(Backbone):
         A pre-activation stage has no ReLU at its end, so what it hands on is what is shown; the ReLU of the closing
         BatchNorm is left out of the last one, and so `relu(stages[-1])` averaged over pixels gives the features.
         """
-        x = self.conv1(x)
+        x = self.stem(x)
         stages: list[Tensor] = []
         for name in self._layers:
             x = self._modules[name](x)  # type: ignore[misc]
@@ -108,11 +122,15 @@ class PreActResNet18(BackboneConfig):
     """PreAct-ResNet-18: four stages of two pre-activation blocks; 11.2 million parameters, D = 8·width."""
 
     width: int = field(default=64, ge=1, unit="channels", help="Channels of the first stage.")
+    stem: Literal["cifar", "imagenet"] = field(
+        default="cifar", help="cifar: 3×3 of step 1; imagenet: 7×7 of step 2 and max-pooling."
+    )
 
     def make(self, input_shape: tuple[int, ...]) -> PreActNet:
         """Make the network for images (C, H, W) of at least 8×8 pixels."""
         channels, _, _ = image_shape(input_shape, type(self).__name__)
-        return PreActNet(channels, self.width, [self.width * f for f in (1, 2, 4, 8)], [2, 2, 2, 2])
+        widths = [self.width * factor for factor in (1, 2, 4, 8)]
+        return PreActNet(channels, self.width, widths, [2, 2, 2, 2], pools=self.stem == "imagenet")
 
 
 class WideResNet(BackboneConfig):

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Shortcut = Literal["A", "B"]
-Stem = Literal["cifar", "imagenet"]
+Stem = Literal["cifar", "imagenet", "imagenet_3x3"]
 
 
 def subsample_and_pad(x: Tensor, channels: int, stride: int) -> Tensor:
@@ -103,7 +103,8 @@ class ResidualNet(Backbone):
         widths: Channels of each stage; every stage but the first halves the resolution.
         blocks: Number of blocks of each stage.
         shortcut: Kind of the shortcuts where the shape changes.
-        stem: `cifar` is a 3×3 convolution of step 1; `imagenet` is a 7×7 one of step 2 with 3×3 max-pooling.
+        stem: `cifar` is a 3×3 convolution of step 1; `imagenet` is a 7×7 one of step 2 with 3×3 max-pooling;
+            `imagenet_3x3` is a 3×3 one of step 1 with that pooling.
         last_relu: Whether the last stage's output passes a ReLU before it is pooled.
         zero_init_last: Whether every block starts as the identity (its last BatchNorm's scale is 0).
     """
@@ -119,10 +120,10 @@ class ResidualNet(Backbone):
         zero_init_last: bool = False,
     ) -> None:
         super().__init__()
-        kernel, stride = (3, 1) if stem == "cifar" else (7, 2)
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = nn.Conv2d(channels_in, widths[0], kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.pools = stem == "imagenet"
+        self.pools = stem != "cifar"
         width = widths[0]
         for k, (channels, count) in enumerate(zip(widths, blocks, strict=True)):
             stage = nn.Sequential()
@@ -217,7 +218,11 @@ class ResNet56(CifarResNet):
 class WideStemResNet(BackboneConfig):
     """ResNet of four stages of width, 2·width, 4·width and 8·width channels; D = 8·width."""
 
-    stem: Stem = field(default="cifar", help="cifar: 3×3 of step 1; imagenet: 7×7 of step 2 and max-pooling.")
+    stem: Stem = field(
+        default="cifar",
+        help="cifar: 3×3 of step 1; imagenet: 7×7 of step 2 and max-pooling; imagenet_3x3: 3×3 of step 1 and max-pooling "
+        "(PODNet, DER and PyCIL on ImageNet-100 B50).",
+    )
     width: int = field(default=64, ge=1, unit="channels", help="Channels of the first stage.")
     shortcut: Shortcut = field(default="B", help="Where the shape changes: A pads with zeros, B projects (the usual).")
     last_relu: bool = field(default=True, help="ReLU before pooling; off gives the features of PODNet and UCIR.")

@@ -44,3 +44,14 @@ def test_training_and_test_images_of_different_sizes_are_refused():
     stream = digits(augmentation=RESIZE)
     with pytest.raises(ConfigurationError, match=r"one size, received 16×16 and 8×8 pixels: set test_transform"):
         build_setup(resolve({"scenario": stream, "backbone": "resnet8"}), stream)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [("crop_flip", "random_crop"), ([{"name": "center_crop", "size": 6}, "horizontal_flip"], "horizontal_flip")],
+)
+def test_a_test_transform_that_draws_is_refused(given, named):
+    stream = digits(augmentation=[{"name": "center_crop", "size": 6}])
+    config = resolve({"scenario": stream, "backbone": "resnet8", "test_transform": given})
+    with pytest.raises(ConfigurationError, match=f"draw nothing.*received {named}"):
+        build_setup(config, stream)

@@ -114,6 +114,20 @@ def test_preactivation_stages_feed_the_next_and_the_last_gives_the_features(name
         torch.testing.assert_close(torch.relu(net.get_submodule("bn")(y)).mean((2, 3)), features)
 
 
+def test_preactivation_stem_for_large_images_is_seven_by_seven_of_step_two_and_a_pooling():
+    small, large = (
+        build_backbone("preact_resnet18", {"width": 4, "stem": s}, (3, 32, 32)) for s in ("cifar", "imagenet")
+    )
+    assert count(large) - count(small) == 3 * 4 * (7 * 7 - 3 * 3)
+    x = torch.randn(2, 3, 31, 40)
+    with torch.no_grad():
+        wide = torch.nn.functional.conv2d(x, large.conv1.weight, stride=2, padding=3)
+        expected = torch.nn.functional.max_pool2d(wide, 3, stride=2, padding=1)
+        torch.testing.assert_close(large.stem(x), expected)
+        assert torch.equal(large.forward_stages(x)[0], large(x))
+        assert small.stem(x).shape == (2, 4, 31, 40)
+
+
 def test_preactivation_block_equals_its_formula():
     from clframe.models.preact import PreActBlock
 

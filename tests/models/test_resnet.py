@@ -116,6 +116,19 @@ def test_imagenet_resnet18_equals_torchvision():
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
+def test_small_stem_with_pooling_is_the_imagenet_network_with_another_first_convolution():
+    models = pytest.importorskip("torchvision.models")
+    theirs = models.resnet18(num_classes=7)
+    theirs.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    randomise(theirs.eval())
+    ours = build_backbone("resnet18", {"stem": "imagenet_3x3"}, (3, 64, 64)).eval()
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    theirs.fc = nn.Identity()
+    x = torch.randn(2, 3, 33, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
