@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         channels_last=options.channels_last,
         augmentation=augmentation,
         test_transform=test_transform,
+        feature_cache=options.feature_cache == "auto",
         evaluate_future=options.evaluate_future,
         dry=dry,
     )
@@ -132,10 +134,12 @@ def check_fit(
         ),
         (
             tags.needs_pretrained and not _pretrained(backbone),
-            "needs a backbone with weights: give --backbone.weights FILE",
+            "needs a backbone with weights: give --backbone.weights FILE, a timm model with --backbone.pretrained true, "
+            "or in Python a trained module",
         ),
     ]
-    problems = [f"{name} {text}: choose another strategy or scenario." for bad, text in wrong if bad]
+    usual = ": choose another strategy or scenario"
+    problems = [f"{name} {text}{'' if ': ' in text else usual}." for bad, text in wrong if bad]
     if problems:
         raise ConfigurationError("\n".join(problems))
 
@@ -154,13 +158,14 @@ def _has_layernorm(backbone: BackboneConfig, shape: tuple[int, ...]) -> bool:
 
 
 def _pretrained(backbone: BackboneConfig) -> bool:
-    return bool(backbone.weights) or bool(getattr(backbone, "pretrained", False))
+    copies = getattr(getattr(type(backbone), "factory", None), "copies_module", False)  # a user's, which has weights
+    return bool(backbone.weights) or bool(getattr(backbone, "pretrained", False)) or copies
 
 
 def _factories(
     backbone: BackboneConfig, shape: tuple[int, ...]
 ) -> tuple[Callable[[], Backbone], Callable[[], Backbone]]:
-    return lambda: backbone.build(shape), lambda: backbone.skeleton(shape)
+    return lambda: backbone.build(shape), lambda: backbone.stated(backbone.skeleton(shape))
 
 
 def _device(name: str) -> torch.device:
@@ -227,7 +232,7 @@ def load_strategy(directory: RunDirectory, backbone: Any = None, strategy: Any =
     config = resolve({**record, "device": "cpu", "precision": "fp32", "threads": None})
     setup = build_setup(config, stream)
     state = read_checkpoint(directory.checkpoints / "latest.pt")
-    context = Context(setup)
+    context = Context(dataclasses.replace(setup, factory=setup.skeleton))  # a weights file may be gone by now
     for part in leaves(setup.strategy):
         part.bind(context)
     setup.strategy.bind(context)
