@@ -106,6 +106,11 @@ class Context:
         self._caches = _Caches(setup)
         self._task_classes = torch.zeros(0, 0, dtype=torch.bool)
 
+    def described(self) -> dict[str, Any]:
+        """Return the statistics by which images are normalised."""
+        to_input = self.test_maker.to_input
+        return {"input_mean": list(to_input.mean), "input_std": list(to_input.std)}
+
     def rng(self, purpose: str) -> torch.Generator:
         """Return the CPU generator of a purpose in the current scope."""
         return self.streams(purpose)

@@ -210,4 +210,4 @@ def test_a_finished_run_predicts_images_without_data_cache_and_weights_file(tmp_
     expected = [loaded.directory.stream["class_names"][k] for k in kept["predicted"]]
     assert len(names) == 100
     assert np.mean([a == b for a, b in zip(names, expected, strict=True)]) > 0.97  # but for ties in the last bit
-    assert not (tmp_path / "elsewhere").exists()
+    assert not (tmp_path / "elsewhere" / "features").exists()
