@@ -65,12 +65,13 @@ def run(
         )
     stream = open_stream(resolved, data_root, download)
     setup = build_setup(resolved, stream)
+    trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
+    resolved_here = {**setup.described(), **trainer.context.described()}
     files = {
         "config.yaml": resolved.record,
         "stream.json": stream_record(stream),
-        "environment.json": {**environment(str(setup.device), stream.data_fingerprint), "resolved": setup.described()},
+        "environment.json": {**environment(str(setup.device), stream.data_fingerprint), "resolved": resolved_here},
     }
-    trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
     directory = RunDirectory.create(path, files, resolved.sources)
     return _train(trainer, directory, resolved, trackers, progress, stop_after)
 

@@ -480,3 +480,15 @@ def _data(options: argparse.Namespace) -> None:
         return
     rows = [[r.name, str(r.found or "–"), "" if r.found else r.how] for r in describe_data(root)]
     print(Table(["data set", "found at", "how to get it"], rows).to_text())
+    print(f"cache: {_cache_sizes()}")
+
+
+def _cache_sizes() -> str:
+    """Say what the cache holds; all of it can be made again."""
+    from clframe.data.root import cache_dir
+
+    sizes = {
+        what: sum(p.stat().st_size for p in (cache_dir() / folder).rglob("*") if p.is_file())
+        for what, folder in (("decoded images", "stores"), ("features of frozen networks", "features"))
+    }
+    return f"{', '.join(f'{what} {size / 2**20:.1f} MiB' for what, size in sizes.items())} in {cache_dir()}"

@@ -45,6 +45,11 @@ class RunOptions(Configurable):
     )
     channels_last: bool = field(default=True, help="Keep channels last in convolutions.")
     threads: int | None = field(default=None, ge=1, help="CPU threads; none leaves PyTorch's choice.")
+    feature_cache: Literal["auto", "off"] = field(
+        default="auto",
+        help="Features of a network that is frozen as a whole; auto: kept, on disk where other runs can use them; off: "
+        "computed anew each time.",
+    )
     evaluate_future: bool = field(
         default=False, help="Score unseen tasks and the untrained model too (forward transfer)."
     )
@@ -470,6 +475,7 @@ def _maker(value: Any) -> Any:
     def copy_of_module() -> nn.Module:
         return copy.deepcopy(value)
 
+    copy_of_module.copies_module = True  # type: ignore[attr-defined]
     return copy_of_module
 
 

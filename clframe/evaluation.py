@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clframe.composite import Composite, leaves
 from clframe.errors import ContractError
+from clframe.models import Network
 from clframe.strategy import Strategy
 from clframe.stream import EvaluationTask, Stream
 from clframe.training.batches import BatchMaker
+from clframe.training.feature_cache import FeatureCache
 
 __all__ = ["Columns", "classification_columns", "evaluate"]
 
@@ -32,6 +35,7 @@ def evaluate(
     *,
     split: str = "test",
     batch_size: int = 512,
+    features: FeatureCache | None = None,
 ) -> dict[str, Columns]:
     """Score a strategy on some tasks.
 
@@ -44,6 +48,8 @@ def evaluate(
         tasks: The columns to fill; those of which the head has no class are left out.
         split: `test` or `valid`.
         batch_size: Samples per forward pass.
+        features: Of the strategy's frozen network: a sample's are computed once, and scored as often as needed. Not
+            used where a strategy predicts in a way of its own, for which it may need the images.
 
     Returns:
         Kept predictions by report head, the primary head first; empty when there is nothing to score.
@@ -58,7 +64,13 @@ def evaluate(
     modes = [(module, module.training) for module in strategy.network.modules()]
     strategy.network.eval()
     try:
-        columns = _score_all(strategy, stream, maker, samples, owners, batch_size)
+        if features is not None and _predicts_from_features(strategy):
+            for part in ids:  # task by task, so that the batches are the same after a resume
+                features.fill(maker, part, batch_size, strategy.network.features)
+            scored_batches = _from_features(strategy, stream, maker, samples, owners, batch_size, features)
+        else:
+            scored_batches = _from_images(strategy, stream, maker, samples, owners, batch_size)
+        columns = _collect(stream, maker, scored_batches)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -68,16 +80,50 @@ def evaluate(
     return {head: {**fixed, **{n: torch.cat(v).cpu().numpy() for n, v in c.items()}} for head, c in columns.items()}
 
 
-def _score_all(
+ScoredBatch = tuple[Tensor, Tensor, dict[str, Tensor]]
+"""Ids, tasks, and the scores of every report head."""
+
+
+def _predicts_from_features(strategy: Strategy) -> bool:
+    """Whether predicting is the report heads of one plain forward pass, in every part of a composition."""
+    network, parts = strategy.network, (strategy, *leaves(strategy))
+    plain = type(network).forward is Network.forward and not (network._forward_hooks or network._forward_pre_hooks)
+    return plain and all(type(p).predict in (Strategy.predict, Composite.predict) for p in parts)
+
+
+def _from_images(
     strategy: Strategy, stream: Stream, maker: BatchMaker, samples: Tensor, owners: Tensor, batch_size: int
-) -> dict[str, dict[str, list[Tensor]]]:
-    """Forward every sample once and collect the columns of every head, on the device."""
+) -> Iterator[ScoredBatch]:
+    """Forward every sample once."""
+    parts = list(torch.split(samples, batch_size))
+    for part, own, images in zip(parts, torch.split(owners, batch_size), maker.table.batches(parts), strict=True):
+        yield part, own, strategy.predict(maker.test_input(images), _task_ids(stream, own, maker))
+
+
+def _from_features(
+    strategy: Strategy,
+    stream: Stream,
+    maker: BatchMaker,
+    samples: Tensor,
+    owners: Tensor,
+    batch_size: int,
+    features: FeatureCache,
+) -> Iterator[ScoredBatch]:
+    """Read every sample's features, and compute what follows them."""
+    network = strategy.network
+    for part, own in zip(torch.split(samples, batch_size), torch.split(owners, batch_size), strict=True):
+        found = features.get(maker, part, batch_size, network.features)
+        output = network.from_features(maker.on_device(found), _task_ids(stream, own, maker))
+        yield part, own, strategy.report_heads(output)
+
+
+def _collect(stream: Stream, maker: BatchMaker, batches: Iterator[ScoredBatch]) -> dict[str, dict[str, list[Tensor]]]:
+    """Collect the columns of every head, on the device."""
     local, upto = (m.to(maker.device) for m in _class_masks(stream))
     columns: dict[str, dict[str, list[Tensor]]] = {}
-    for part, own, images in _in_batches(maker, samples, owners, batch_size):
-        task_ids = _task_ids(stream, own).to(maker.device) if stream.setting == "task" else None
+    for part, own, heads in batches:
         tasks = own.to(maker.device)
-        for head, scores in strategy.predict(maker.test_input(images), task_ids).items():
+        for head, scores in heads.items():
             if scores.ndim != 2 or len(scores) != len(part):
                 raise ContractError(
                     f"The report head {head!r} must give scores ({len(part)}, K), received {tuple(scores.shape)}."
@@ -91,13 +137,6 @@ def _score_all(
             for name, column in zip(_COLUMNS, classification_columns(scores.float(), *masks), strict=True):
                 found.setdefault(name, []).append(column)
     return columns
-
-
-def _in_batches(
-    maker: BatchMaker, samples: Tensor, owners: Tensor, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    parts = list(torch.split(samples, batch_size))
-    yield from zip(parts, torch.split(owners, batch_size), maker.table.batches(parts), strict=True)
 
 
 def classification_columns(scores: Tensor, local: Tensor, upto: Tensor) -> tuple[Tensor, ...]:
@@ -140,6 +179,9 @@ def _class_masks(stream: Stream) -> tuple[Tensor, Tensor]:
     return local, local.cumsum(dim=0) > 0
 
 
-def _task_ids(stream: Stream, owners: Tensor) -> Tensor:
+def _task_ids(stream: Stream, owners: Tensor, maker: BatchMaker) -> Tensor | None:
+    """Return the task id of every sample, on the device, in the setting that gives it."""
+    if stream.setting != "task":
+        return None
     table = torch.tensor([-1 if t.task_id is None else t.task_id for t in stream.tasks])
-    return table[owners]
+    return table[owners].to(maker.device)

@@ -157,7 +157,13 @@ def test_a_users_file_is_recorded_with_its_full_path_and_its_text(mine: Path, mo
     assert resolved.record["strategy"]["name"] == f"replay+{mine}:Mine"
     assert resolved.record["strategy"][f"{mine}:Mine"] == {"version": 1, "strength": 1.0}
     assert resolved.record["scenario"]["name"] == f"{mine}:Cut"
-    assert resolved.record["backbone"] == {"name": f"{mine}:Net", "weights": None, "width": 5}
+    assert resolved.record["backbone"] == {
+        "name": f"{mine}:Net",
+        "weights": None,
+        "input_mean": None,
+        "input_std": None,
+        "width": 5,
+    }
     assert resolved.sources == {"mine.py": MINE}
 
 

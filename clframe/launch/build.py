@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         augmentation=augmentation,
         test_transform=test_transform,
         pretrained=_pretrained(config.backbone),
+        feature_cache=options.feature_cache == "auto",
         evaluate_future=options.evaluate_future,
         dry=dry,
     )
@@ -139,7 +141,8 @@ def check_fit(
         ),
         (
             tags.needs_pretrained and not _pretrained(backbone),
-            "needs a backbone with weights: give --backbone.weights FILE",
+            "needs a backbone with weights: give --backbone.weights FILE, a timm model with --backbone.pretrained true, "
+            "or in Python a trained module",
         ),
         (
             tags.needs_exemplars and not (tags.stores_samples or tags.needs_all_data) and _leaves_classes(stream),
@@ -147,7 +150,8 @@ def check_fit(
             "(--strategy replay+NAME)",
         ),
     ]
-    problems = [f"{name} {text}: choose another strategy or scenario." for bad, text in wrong if bad]
+    usual = ": choose another strategy or scenario"
+    problems = [f"{name} {text}{'' if ': ' in text else usual}." for bad, text in wrong if bad]
     if stream.online and tags.online and _repeats(strategy):
         problems.append(
             f"The scenario {stream.name!r} presents every sample once, but strategy.epochs is {strategy.epochs}: add "
@@ -182,13 +186,14 @@ def _has_layernorm(backbone: BackboneConfig, shape: tuple[int, ...]) -> bool:
 
 
 def _pretrained(backbone: BackboneConfig) -> bool:
-    return bool(backbone.weights) or bool(getattr(backbone, "pretrained", False))
+    copies = getattr(getattr(type(backbone), "factory", None), "copies_module", False)  # a user's, which has weights
+    return bool(backbone.weights) or bool(getattr(backbone, "pretrained", False)) or copies
 
 
 def _factories(
     backbone: BackboneConfig, shape: tuple[int, ...]
 ) -> tuple[Callable[[], Backbone], Callable[[], Backbone]]:
-    return lambda: backbone.build(shape), lambda: backbone.skeleton(shape)
+    return lambda: backbone.build(shape), lambda: backbone.stated(backbone.skeleton(shape))
 
 
 def _device(name: str) -> torch.device:
@@ -255,7 +260,7 @@ def load_strategy(directory: RunDirectory, backbone: Any = None, strategy: Any =
     config = resolve({**record, "device": "cpu", "precision": "fp32", "threads": None})
     setup = build_setup(config, stream)
     state = read_checkpoint(directory.checkpoints / "latest.pt")
-    context = Context(setup)
+    context = Context(dataclasses.replace(setup, factory=setup.skeleton))  # a weights file may be gone by now
     for part in leaves(setup.strategy):
         part.bind(context)
     setup.strategy.bind(context)

@@ -72,6 +72,11 @@ class BackboneConfig(Configurable):
     weights: str | None = field(
         default=None, help="Checkpoint file to start from (.safetensors or .pth); a classifier in it is ignored."
     )
+    input_mean: list[float] | None = field(
+        default=None,
+        help="Per-channel mean, of pixels in [0, 1], that the weights expect; none: what the backbone states, else the data's.",
+    )
+    input_std: list[float] | None = field(default=None, help="Per-channel deviation, likewise.")
 
     @typing.final
     def build(self, input_shape: tuple[int, ...]) -> Backbone:
@@ -86,6 +91,13 @@ class BackboneConfig(Configurable):
         backbone = self.make(tuple(input_shape))
         if self.weights is not None:
             load_weights(backbone.weights_target(), self.weights, type(self).__name__)
+        return self.stated(backbone)
+
+    def stated(self, backbone: Backbone) -> Backbone:
+        """Give a backbone the input statistics of the options, where there are some, instead of its own."""
+        if self.input_mean is not None or self.input_std is not None:
+            backbone.input_mean = None if self.input_mean is None else tuple(self.input_mean)
+            backbone.input_std = None if self.input_std is None else tuple(self.input_std)
         return backbone
 
     def skeleton(self, input_shape: tuple[int, ...]) -> Backbone:
@@ -138,7 +150,7 @@ class UserBackbone(Backbone):
         super().__init__()
         self.module = module
         for name in ("input_mean", "input_std", "input_size"):
-            setattr(self, name, getattr(module, name, None))
+            setattr(self, name, getattr(module, name, None))  # as the module may state them
         said = getattr(module, "feature_dim", None)
         self.feature_dim = self._measure(input_shape)
         if isinstance(said, int) and said != self.feature_dim:
@@ -208,6 +220,7 @@ class UserBackboneConfig(BackboneConfig):
 
     factory: ClassVar[Callable[..., nn.Module]]
     takes_input_shape: ClassVar[bool] = False
+    own_keywords: ClassVar[frozenset[str]] = frozenset()
 
     def make(self, input_shape: tuple[int, ...]) -> Backbone:
         """Call the class or factory with the options, and wrap what it gives unless it is a `Backbone` already.
@@ -218,7 +231,7 @@ class UserBackboneConfig(BackboneConfig):
         """
         kind: Any = type(self)
         factory: Callable[..., nn.Module] = kind.factory
-        keywords = {f.name: getattr(self, f.name) for f in spec.fields_of(kind) if f.name != "weights"}
+        keywords = {f.name: getattr(self, f.name) for f in spec.fields_of(kind) if f.name in self.own_keywords}
         if self.takes_input_shape:
             keywords["input_shape"] = input_shape
         try:
@@ -295,9 +308,14 @@ def _user_config(factory: Callable[..., nn.Module]) -> type[UserBackboneConfig]:
     body: dict[str, Any] = {
         "__module__": __name__,
         "__doc__": inspect.getdoc(factory) or f"Options of {_name_of(factory)}.",
-        "__annotations__": {"factory": ClassVar[Any], "takes_input_shape": ClassVar[bool]},
+        "__annotations__": {
+            "factory": ClassVar[Any],
+            "takes_input_shape": ClassVar[bool],
+            "own_keywords": ClassVar[Any],
+        },
         "factory": staticmethod(factory),
         "takes_input_shape": "input_shape" in parameters,
+        "own_keywords": frozenset(parameters) - {"input_shape", "weights"},
     }
     hints = _annotations(factory)
     for key, parameter in parameters.items():

@@ -102,6 +102,11 @@ class Network(nn.Module):
         """Indices of the branches that stay frozen for good."""
         return tuple(self._frozen_branches)
 
+    @property
+    def backbone_frozen(self) -> bool:
+        """Whether every branch stays frozen for good, so that a sample's features are always the same."""
+        return self._frozen or len(self._frozen_branches) == len(self.branches)
+
     def parameter_bytes(self) -> int:
         """Bytes of all parameters, without buffers such as BatchNorm's statistics."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
@@ -133,6 +138,16 @@ class Network(nn.Module):
         """Compute the super-feature: (B, C, H, W) or (B, F) to (B, D)."""
         parts = [branch(x) for branch in self.branches]
         return cast(Tensor, parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+
+    def from_features(self, features: Tensor, task_ids: Tensor | None = None) -> Output:
+        """Compute what `forward` gives after the branches: the logits of super-features (B, D).
+
+        Args:
+            features: (B, D), what `features` gave.
+            task_ids: (B,) int64, where the scenario gives them.
+        """
+        parts = torch.split(features, list(self.branch_dims), dim=1)
+        return Output(features, parts, self.classifier(features, task_ids))
 
     def head_logits(self, name: str, output: Output, task_ids: Tensor | None = None) -> Tensor:
         """Compute the logits (B, K_name) of a named head from what `forward` gave.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from clframe.data.augment import Augmentation, Pipeline, ToInput
+from clframe.errors import ConfigurationError
+from clframe.fingerprint import fingerprint
 from clframe.models import Backbone, HeadConfig, Network
 from clframe.strategy import Batch, Strategy
 from clframe.stream import Experience, Stream
 from clframe.training.batches import BatchMaker, sample_bytes
+from clframe.training.feature_cache import FeatureCache, features_dir
 from clframe.training.recipe import Recipe
 from clframe.training.seeds import RandomStreams, isolated
 
@@ -43,6 +46,7 @@ class Setup:
         augmentation: Of training images.
         test_transform: Of images that are not augmented.
         pretrained: Whether the backbone starts from weights trained elsewhere.
+        feature_cache: Whether features of a frozen network are kept.
         evaluate_future: Whether unseen tasks are scored too, and the untrained model.
         dry: Make phases and count steps, but compute nothing.
     """
@@ -65,6 +69,7 @@ class Setup:
     augmentation: Augmentation | Pipeline | None = None
     test_transform: Augmentation | Pipeline | None = None
     pretrained: bool = False
+    feature_cache: bool = True
     evaluate_future: bool = False
     dry: bool = False
 
@@ -95,13 +100,19 @@ class Context:
         self.pretrained = setup.pretrained
         self.streams = RandomStreams(setup.seed, setup.init_seed, setup.data_seed)
         self.experience = setup.stream.experiences[0]
-        to_input = ToInput(setup.stream.mean, setup.stream.std)
+        self.network = self.fresh_network()
+        to_input = ToInput(*_statistics(self.network, setup.stream))
         self.train_maker = BatchMaker(
             setup.stream.train, to_input, setup.device, setup.augmentation, setup.test_transform
         )
         self.test_maker = BatchMaker(setup.stream.test, to_input, setup.device, None, setup.test_transform)
-        self.network = self.fresh_network()
+        self._caches = _Caches(setup)
         self._task_classes = torch.zeros(0, 0, dtype=torch.bool)
+
+    def described(self) -> dict[str, Any]:
+        """Return the statistics by which images are normalised."""
+        to_input = self.test_maker.to_input
+        return {"input_mean": list(to_input.mean), "input_std": list(to_input.std)}
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return the CPU generator of a purpose in the current scope."""
@@ -134,18 +145,35 @@ class Context:
 
     @torch.no_grad()
     def features(self, ids: Tensor, network: Network | None = None) -> Tensor:
-        """Return (N, D) features on the CPU: test transform, eval mode, no gradient."""
+        """Return (N, D) features on the CPU: test transform, eval mode, no gradient; those of a frozen network from disk."""
         model = network or self.network
         if self.setup.dry:
             return torch.zeros(len(ids), model.feature_dim)
+        cache = self.feature_cache("fp32") if model is self.network else None
+        if cache is not None and (cache.folder is None or torch.is_autocast_enabled(self.device.type)):
+            cache = None
+        size = self.setup.eval_batch_size
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
-            parts = [model.features(b.x).float() for b in self.batches(ids, self.setup.eval_batch_size)]
+            if cache is not None and len(ids):
+                return cache.get(self.train_maker, ids, size, lambda x: model.features(x).float())
+            parts = [model.features(b.x).float() for b in self.batches(ids, size)]
         finally:
             for module, mode in modes:  # one by one: a phase may keep some modules in eval mode
                 module.training = mode
         return torch.cat(parts).cpu() if parts else torch.empty(0, model.feature_dim)
+
+    def feature_cache(self, precision: str) -> FeatureCache | None:
+        """Return where features of the run's network are kept, None while some of its backbone trains.
+
+        They are kept on disk when every branch is what the run's backbone is from the start, such as weights from a file;
+        in memory when it was trained here, so that no other run could use them.
+
+        Args:
+            precision: In which they are computed: `fp32`, or the type of automatic mixed precision.
+        """
+        return self._caches.of(self.network, self.train_maker, precision)
 
     def task_mask(self, task_ids: Tensor) -> Tensor:
         """Return the (B, K) bool mask of the classes of every sample's task."""
@@ -158,3 +186,67 @@ class Context:
                     table[task.task_id, [c for c in task.classes if c < known]] = True
             self._task_classes = table.to(self.device)
         return self._task_classes[task_ids]
+
+
+class _Caches:
+    """The feature caches of the network that a run has now."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._own: str | None = None
+        self._found: dict[str, FeatureCache] = {}
+
+    def of(self, network: Network, maker: BatchMaker, precision: str) -> FeatureCache | None:
+        setup = self.setup
+        if not setup.feature_cache or setup.dry or setup.device.type == "meta" or not network.backbone_frozen:
+            return None
+        branches = [fingerprint(branch) for branch in network.branches]
+        way = [maker.to_input.mean, maker.to_input.std, maker.test_transform, setup.stream.shape]
+        key = None if None in branches else fingerprint(branches, way, _arithmetic(setup, precision))
+        if key is None:
+            return None
+        if key not in self._found:
+            if all(branch == self._from_the_start() for branch in branches):
+                self._found[key] = FeatureCache(features_dir() / key)
+            else:  # of networks trained in this run only the present one's
+                self._found = {k: v for k, v in self._found.items() if v.folder is not None}
+                self._found[key] = FeatureCache()
+        return self._found[key]
+
+    def _from_the_start(self) -> str | None:
+        """Return the fingerprint of the backbone that the run's configuration gives by itself."""
+        if self._own is None:
+            with isolated(0):
+                self._own = fingerprint(self.setup.factory()) or ""
+        return self._own
+
+
+def _arithmetic(setup: Setup, precision: str) -> list[Any]:
+    """What decides in how many digits features are computed, and by whose kernels."""
+    cuda = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    return [
+        precision,
+        setup.device.type,
+        setup.channels_last,
+        torch.__version__,
+        *(cuda if setup.device.type == "cuda" else ()),
+    ]
+
+
+def _statistics(network: Network, stream: Stream) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and deviation by which images are normalised: the backbone's where it states them, else the data's.
+
+    Raises:
+        ConfigurationError: The backbone's don't fit the images' channels.
+    """
+    backbone = cast(Backbone, network.branches[0])
+    mean, std = backbone.input_mean, backbone.input_std
+    if len(stream.shape) != 3 or (mean is None and std is None):
+        return stream.mean, stream.std
+    channels = stream.shape[0]
+    if mean is None or std is None or not len(mean) == len(std) == channels or min(std) <= 0:
+        raise ConfigurationError(
+            f"The backbone must state input_mean and input_std with a number for each of {channels} channels, the latter "
+            f"above 0, received {mean} and {std}: correct them, or leave both out for the data's own."
+        )
+    return tuple(map(float, mean)), tuple(map(float, std))

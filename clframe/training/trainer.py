@@ -329,9 +329,12 @@ class Trainer:
         splits: list[tuple[str, BatchMaker]] = [("test", self.context.test_maker)]
         if self.valid:
             splits.append(("valid", self.context.train_maker))
+        cache = self.context.feature_cache(setup.precision)
         with isolated(), autocast(setup):
             for split, maker in splits:
-                heads = evaluate(self.strategy, stream, maker, tasks, split=split, batch_size=setup.eval_batch_size)
+                heads = evaluate(
+                    self.strategy, stream, maker, tasks, split=split, batch_size=setup.eval_batch_size, features=cache
+                )
                 summary = self.recorder.predictions(split, after, heads)
                 if split == "test":
                     norms = _head_norms(self.strategy)

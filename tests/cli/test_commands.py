@@ -277,3 +277,10 @@ def test_list_and_data_as_json(cli: Cli) -> None:
     sets = {r["name"]: r for r in json.loads(cli("data", "--json").out)}
     assert "digits" in sets
     assert all(r["how"] for r in sets.values() if r["found"] is None)
+
+
+def test_data_says_how_much_the_cache_holds(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLFRAME_CACHE", str(tmp_path))
+    (tmp_path / "features" / "key").mkdir(parents=True)
+    (tmp_path / "features" / "key" / "a.safetensors").write_bytes(bytes(3 * 2**20))
+    assert f"cache: decoded images 0.0 MiB, features of frozen networks 3.0 MiB in {tmp_path}" in cli("data").out

@@ -159,6 +159,7 @@ DEVICE_BACKBONES: list[tuple[str, dict[str, Any]]] = [
 def test_steps_on_another_device(name: str, backbone: str, options: dict[str, Any]) -> None:
     """Device mix-ups can't hide: every strategy's steps, with real backbones, on the meta device."""
     config = backbone_config(backbone, options)
+    config.pretrained = True  # stands for weights, for the methods that need some
     strategy = resolve({"strategy": name}).strategy
     check = next(c for c in strategy_checks() if c.name == "steps_on_another_device")
     check(strategy, backbone=config)
@@ -184,7 +185,9 @@ def test_the_meta_device_is_used() -> None:
 
 def test_everything_registered_is_there() -> None:
     """A name that is registered and can't be loaded would silently drop out of this folder."""
-    assert {"finetune", "joint", "cumulative", "replay", "ewc", "lwf"} <= set(registry.available("strategy"))
+    assert {"finetune", "joint", "cumulative", "replay", "ewc", "lwf", "nmc", "simplecil"} <= set(
+        registry.available("strategy")
+    )
     source = Path(__file__).resolve().parents[2] / "strategies"
     files = {p.stem for p in source.glob("*.py") if not p.stem.startswith("_")}
     assert {registry.load("strategy", n).__module__.rsplit(".", 1)[1] for n in registry.available("strategy")} == files

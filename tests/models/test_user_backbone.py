@@ -45,7 +45,8 @@ def test_a_class_measures_its_features_and_changes_nothing_by_it():
 def test_options_are_the_constructor_keywords_and_survive_a_round_trip():
     config = backbone_config(Net, {"channels": 2})
     values = spec.to_dict(config)
-    assert values == {"weights": None, "channels": 2, "units": 5, "scale": 1.0, "deep": False}
+    engines = {"weights": None, "input_mean": None, "input_std": None}
+    assert values == {**engines, "channels": 2, "units": 5, "scale": 1.0, "deep": False}
     assert backbone_config(Net, values) == config
     with pytest.raises(ConfigurationError, match="Did you mean 'units'"):
         backbone_config(Net, {"channels": 2, "unit": 3})
