@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from clframe.errors import ConfigurationError
 from clframe.losses import auxiliary_targets, cross_entropy
-from clframe.models import CosineHead, Output
+from clframe.models import Output
 from clframe.spec import field
+from clframe.strategies._alignment import align_weights, refuse_directions
 from clframe.strategies._checks import refuse_multi_head
-from clframe.strategies._exemplars import ExemplarStrategy
+from clframe.strategies._exemplars import ExemplarStrategy, balanced_subset
 from clframe.strategy import Batch, DataView, ParameterGroup, Phase, RunContext
 from clframe.stream import Experience
 
@@ -83,11 +83,8 @@ class DER(ExemplarStrategy):
                 f"strategy.warmup_epochs: expected fewer than the {shortest} epochs of the main phase, received "
                 f"{self.warmup_epochs}: shorten the warm-up or set it to 0."
             )
-        if isinstance(run.network.classifier, CosineHead) and self.stage == "align":
-            raise ConfigurationError(
-                "head.name: DER with stage 'align' scales the classifier's rows, which a cosine head's scores don't "
-                "depend on: set head.name to linear, or strategy.stage to balanced or none."
-            )
+        if self.stage == "align":
+            refuse_directions(self, run, " with stage 'align'", ", or strategy.stage to balanced or none")
 
     # -- expansion -------------------------------------------------------------------------------------------------
 
@@ -140,7 +137,7 @@ class DER(ExemplarStrategy):
         """Return the stage that trains H alone, from scratch, on a class-balanced subset; nothing else changes."""
         return Phase(
             name="balanced",
-            data=DataView(self.balanced_subset(self.training_data(experience).ids)),
+            data=DataView(balanced_subset(self.training_data(experience).ids, self.run)),
             epochs=self.balanced_epochs,
             loss=self.balanced_loss,
             parameters=lambda: [ParameterGroup(list(self.network.classifier.parameters()))],
@@ -158,13 +155,6 @@ class DER(ExemplarStrategy):
             on_start=self.renew_head,
         )
 
-    def balanced_subset(self, ids: Tensor) -> Tensor:
-        """Draw as many samples of every class as the smallest class has."""
-        order = ids[torch.randperm(len(ids), generator=self.run.rng("balanced"))]
-        labels = self.run.targets(order)
-        classes, counts = torch.unique(labels, return_counts=True)
-        return torch.cat([order[labels == c][: int(counts.min())] for c in classes])
-
     def renew_head(self) -> None:
         """Keep H as the report head `stage1`, and start it afresh."""
         network = self.network
@@ -178,14 +168,8 @@ class DER(ExemplarStrategy):
         return {"classification": cross_entropy(logits, batch.y)}
 
     def align(self, experience: Experience) -> None:
-        """Scale H's new rows by γ = mean‖w_old‖ / mean‖w_new‖ (Zhao et al. 2020, eq. 8); the bias stays."""
-        head = self.network.classifier
-        if not experience.new_classes:
-            return
-        weight = head.weight.detach().clone()
-        norms, num_old = weight.norm(dim=1), head.num_classes - len(experience.new_classes)
-        weight[num_old:] *= norms[:num_old].mean() / norms[num_old:].mean()
-        head.write(weight)
+        """Scale H's new rows to the old ones' mean norm."""
+        align_weights(self.network.classifier, len(experience.new_classes))
 
     def after_experience(self, experience: Experience) -> None:
         """Drop H_a and choose exemplars by herding on the super-feature."""

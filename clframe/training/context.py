@@ -19,6 +19,9 @@ from clframe.training.seeds import RandomStreams, isolated
 
 __all__ = ["Context", "Setup"]
 
+_STATISTICS_BATCH = 512
+"""Samples per forward pass for features: not the scoring batch size, on which no bit of a run may depend."""
+
 
 @dataclass(kw_only=True, eq=False)
 class Setup:
@@ -136,7 +139,7 @@ class Context:
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
-            parts = [model.features(b.x).float() for b in self.batches(ids, self.setup.eval_batch_size)]
+            parts = [model.features(b.x).float() for b in self.batches(ids, _STATISTICS_BATCH)]
         finally:
             for module, mode in modes:  # one by one: a phase may keep some modules in eval mode
                 module.training = mode
