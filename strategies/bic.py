@@ -58,7 +58,7 @@ class BiC(TaughtStrategy):
     bias_epochs: int = field(
         default=200, ge=1, unit="epochs", help="Length of stage 2, one step an epoch (ours; the paper states none)."
     )
-    bias_lr: float = field(default=0.05, gt=0, help="Rate of stage 2's Adam (ours; the paper states none).")
+    bias_lr: float = field(default=0.01, gt=0, help="Rate of stage 2's Adam (ours; the paper states none).")
 
     def check(self, run: RunContext) -> None:
         """Refuse a memory that can't give every class an exemplar for either stage, and a classifier of several layers."""

@@ -38,8 +38,8 @@ class PODNet(TaughtStrategy):
         L_flat    = 1 − cos(f, f⁻)
 
     The first experience has NCA alone. From the second on, a new class's proxies start at the P centres that k-means
-    finds among its normalised features; old proxies stay as they are (`freeze_old`); gradients are cut at ±5. Then all
-    proxies, and nothing else, train by NCA on equally many samples of every class.
+    finds among its normalised features, and old proxies stay as they are (`freeze_old`). Afterwards all proxies, and
+    nothing else, train by NCA on equally many samples of every class. Gradients are cut at ±5 throughout.
 
     Official recipe, CIFAR-100: 160 epochs of cosine decay from 0.1, weight decay 5e-4, 20 exemplars per class,
     `--strategy.budget per_class --strategy.memory-size 20`, a ResNet-32 without its last ReLU: `--backbone.last-relu

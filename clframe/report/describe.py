@@ -261,8 +261,8 @@ def needs_of(tags: Any) -> str:
     lines += [f"Needs {', and '.join(needed)}."] if needed else []
     lines += [f"It {', '.join(given)}."] if given else []
     if tags.head:
-        chosen = " ".join(f"{_typed('head', n)} {str(v).lower()}" for n, v in tags.head.items())
-        lines.append(f"Where no other kind of classifier is named, it takes {chosen}.")
+        chosen = ", ".join(f"head.{n} {str(v).lower()}" for n, v in tags.head.items())
+        lines.append(f"Where the configuration names no other kind of classifier, it takes {chosen}.")
     return "\n".join(lines)
 
 

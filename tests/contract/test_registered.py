@@ -29,8 +29,15 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("joint", {"every": "experience"}),
     ("cumulative", {"start": "scratch"}),
     ("lwf", {"scale": True}),
+    ("icarl", {"loss": "kd"}),
+    ("wa", {"clamp": False}),
+    ("bic", {"budget": "per_class", "memory_size": 3, "nme": False}),
+    ("podnet", {"nca": "public", "imprint": False, "freeze_old": False}),
+    ("podnet", {"hinge": True, "flat_weight": 0.0, "budget": "per_class", "memory_size": 2}),
     ("replay+ewc", {}),
     ("lwf+ewc", {}),
+    ("bic+ewc", {}),
+    ("podnet+ewc", {}),
 ]
 """Forms beside the defaults of everything registered."""
 
