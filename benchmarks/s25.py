@@ -67,6 +67,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "finetune": {"strategy": {"name": "finetune"}},
     "joint": {"strategy": {"name": "joint"}},
     "replay": {"strategy": {"name": "replay", **MEMORY}},
+    "icarl": {"strategy": {"name": "icarl", "loss": "kd", **MEMORY}},
+    "wa": {"strategy": {"name": "wa", "clamp": False, **MEMORY}, "head": {"bias": True}},
     "der_pycil": {"strategy": {"name": "der", "stage": "align", "reuse_head": True, **MEMORY}},
     "foster": {
         "strategy": {"name": "foster", "compression_epochs": 8, **MEMORY},
@@ -89,6 +91,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "finetune_gauss_align": {"strategy": {"name": "finetune+gauss_align"}},
     # the papers' own forms
     "der": {"strategy": {"name": "der", **MEMORY}, "head": {"bias": False, "init": "kaiming_normal"}},
+    "icarl_bce": {"strategy": {"name": "icarl", **MEMORY}, "optimizer": {"lr": 0.02}},
+    "wa_clamp": {"strategy": {"name": "wa", **MEMORY}},
+    "bic": {"strategy": {"name": "bic", **MEMORY}},
+    "podnet": {
+        "strategy": {"name": "podnet", **MEMORY},
+        "backbone": {"last_relu": False},
+        "head": {"init": "kaiming_normal"},
+        "optimizer": {"schedule": "cosine", "milestones": [], "weight_decay": 5e-4},
+    },
 }
 
 

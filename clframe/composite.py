@@ -239,6 +239,7 @@ def _merge(a: Tags, b: Tags) -> Tags:
         online=a.online and b.online,
         uses_unlabelled=a.uses_unlabelled or b.uses_unlabelled,
         can_unlearn=a.can_unlearn and b.can_unlearn,
+        head=a.head or b.head,
         **either,
     )
 

@@ -166,7 +166,7 @@ class _Resolver:
         scenario = self._try(self._scenario)
         strategy = self._try(self._strategy)
         backbone = self._try(self._backbone)
-        head = self._try(self._plain, HeadConfig, "head")
+        head = self._try(self._plain, HeadConfig, "head", _wanted_head(strategy))
         recipe = self._try(self._plain, Recipe, "optimizer")
         first = self._try(self._first_recipe, recipe)
         options = self._try(self._run_options)
@@ -293,13 +293,14 @@ class _Resolver:
         self.record["backbone"] = {"name": name, **_values(part)}
         return part
 
-    def _plain(self, cls: type[Configurable], section: str) -> Any:
+    def _plain(self, cls: type[Configurable], section: str, wanted: Mapping[str, Any] | None = None) -> Any:
         value = self.given.get(section, {})
         if isinstance(value, cls):
             validate(value, section)
             part = value
         else:
-            part = build(cls, _mapping(value, section), section)
+            options = merged({section: wanted or {}}, {section: _mapping(value, section)})[section]
+            part = build(cls, options, section)
         self.record[section] = to_dict(part)
         return part
 
@@ -328,6 +329,13 @@ class _Resolver:
             name = file.name if file.name not in found else f"{file.parent.name}_{file.name}"
             found[name] = file.read_text(encoding="utf-8")
         return found
+
+
+def _wanted_head(strategy: Any) -> Mapping[str, Any]:
+    """The classifier that a strategy asks for where the configuration names none."""
+    from clframe.composite import tags_of
+
+    return {} if strategy is None else tags_of(strategy).head
 
 
 def _flat(strategy: Any) -> list[Any]:

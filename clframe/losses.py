@@ -16,7 +16,10 @@ __all__ = [
     "class_weights",
     "cross_entropy",
     "distillation",
+    "nca",
     "normalised_cross_entropy",
+    "pod_flat",
+    "pod_spatial",
 ]
 
 
@@ -155,3 +158,68 @@ def normalised_cross_entropy(
     """
     norms = torch.stack([logits[:, list(classes)].norm(dim=1) for classes in tasks]).mean(dim=0)
     return cross_entropy(logits / (temperature * (norms[:, None] + 1e-7)), targets)
+
+
+def nca(
+    logits: Tensor, targets: Tensor, margin: float | Tensor = 0.0, *, public: bool = False, hinge: bool = False
+) -> Tensor:
+    """PODNet's classification loss (Douillard et al. 2020, section 3.2): the positive stands apart from the others.
+
+    Args:
+        logits: (B, K) scaled similarities η ŝ.
+        targets: (B,) labels.
+        margin: η δ, by which the positive must lead.
+        public: What the authors' code computes: the margin, taken from every similarity alike, cancels, and the largest
+            term, taken as the reference of the exponentials, stands in the sum in the positive's place.
+        hinge: Cut every sample's loss at 0 from below.
+
+    Returns:
+        (1/B) Σ_b [−(z_y − margin) + log Σ_{i≠y} exp z_i], a scalar; with `public`
+        (1/B) Σ_b [−z_y + log(Σ_{i≠y} exp z_i + exp max_i z_i)]. Where there is a single class the sum over the others
+        is empty and its logarithm is left out.
+    """
+    positive = logits.gather(1, targets[:, None])
+    others = logits.masked_fill(functional.one_hot(targets, logits.shape[1]).bool(), -torch.inf)
+    if public:
+        loss = torch.cat([others, logits.amax(1, keepdim=True)], 1).logsumexp(1) - positive[:, 0]
+    else:
+        loss = margin - positive[:, 0]
+        if logits.shape[1] > 1:
+            loss = loss + others.logsumexp(1)
+    return (loss.clamp(min=0) if hinge else loss).mean()
+
+
+def pod_flat(features: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean over the batch of 1 − cos(f, f⁻), for features (B, D); no gradient flows into the teacher's."""
+    return (1 - functional.cosine_similarity(features, teacher.detach(), dim=1)).mean()
+
+
+def pod_spatial(stages: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """PODNet's pooled distillation of stage maps (Douillard et al. 2020, eq. 4).
+
+    With a = h² of a map h, p(h) is the L2-normalised vector of all sums of a over the width and all its sums over the
+    height, channel by channel.
+
+    Args:
+        stages: Maps (B, C, H, W) before their ReLU, one per stage. Tokens (B, N, D) count as D channels of N × 1
+            pixels, vectors (B, D) as maps of one pixel.
+        teacher: The same maps of the teacher; no gradient flows into them.
+
+    Returns:
+        The mean over stages and batch of ‖p(h) − p(h⁻)‖₂, a scalar.
+    """
+    found = [
+        torch.linalg.vector_norm(_pooled(h) - _pooled(t.detach()), dim=1).mean()
+        for h, t in zip(stages, teacher, strict=True)
+    ]
+    return torch.stack(found).mean()
+
+
+def _pooled(h: Tensor) -> Tensor:
+    """Return p(h), (B, C·(H + W))."""
+    if h.ndim == 3:
+        h = h.transpose(1, 2)
+    while h.ndim < 4:
+        h = h.unsqueeze(-1)
+    a = h.square()
+    return functional.normalize(torch.cat([a.sum(3).flatten(1), a.sum(2).flatten(1)], 1), dim=1)

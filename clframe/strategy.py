@@ -7,7 +7,8 @@ an underscore, and is saved with every checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, TypeVar, cast
 
@@ -64,6 +65,7 @@ class Tags:
         online: It also works when every sample is presented once.
         uses_unlabelled: It can learn from samples without labels.
         can_unlearn: It can serve experiences that ask to forget.
+        head: Options of the classifier, `name` among them, that hold where the run's configuration names no other kind.
     """
 
     settings: frozenset[Setting] = frozenset({"class", "task", "domain"})
@@ -78,6 +80,7 @@ class Tags:
     online: bool = True
     uses_unlabelled: bool = False
     can_unlearn: bool = False
+    head: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""What methods that keep exemplars share: training on new data ∪ memory, herding, and the nearest mean of exemplars."""
+"""What methods with exemplars share: new data ∪ memory, herding, nearest means, balanced subsets, the last teacher."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from clframe.memory import Budget, ExemplarMemory
-from clframe.models import Output
+from clframe.models import Network, Output
 from clframe.spec import field
 from clframe.strategies._checks import refuse_local_softmax
-from clframe.strategy import DataView, RunContext, Strategy, Tags
+from clframe.strategy import Batch, DataView, RunContext, Strategy, Tags
 from clframe.stream import Experience, Setting
 
-__all__ = ["ExemplarStrategy", "balanced_subset", "exemplar_means", "nearest_mean_scores", "take_exemplars"]
+__all__ = [
+    "ExemplarStrategy",
+    "TaughtStrategy",
+    "balanced_subset",
+    "exemplar_means",
+    "nearest_mean_scores",
+    "take_exemplars",
+]
 
 
 class ExemplarStrategy(Strategy):
@@ -78,6 +85,44 @@ class ExemplarStrategy(Strategy):
         return {"nme": nearest_mean_scores(features, self.means_)}
 
 
+class TaughtStrategy(ExemplarStrategy):
+    """The frame of exemplar methods that also learn from a frozen copy of the network of the experience before."""
+
+    def setup(self) -> None:
+        """Start with an empty memory and without a teacher."""
+        super().setup()
+        self.teacher_: Network | None = None
+
+    def taught(self, batch: Batch) -> Tensor | None:
+        """Return the teacher's logits (B, K_old), None while there is no teacher."""
+        if self.teacher_ is None:
+            return None
+        with torch.no_grad():
+            logits: Tensor = self.teacher_(batch.x).logits
+        return logits
+
+    def old_share(self, experience: Experience) -> float:
+        """Return λ: 0 while there is no teacher, then the share of the classes seen that this experience has no data of.
+
+        Where no class comes back that is K_old / K.
+        """
+        seen = experience.num_seen_classes
+        return 0.0 if self.teacher_ is None else (seen - len(experience.classes)) / seen
+
+    def after_experience(self, experience: Experience) -> None:
+        """Choose exemplars; the network as it is now becomes the teacher."""
+        super().after_experience(experience)
+        self.teacher_ = self.network.frozen_copy()
+
+
+def balanced_subset(ids: Tensor, run: RunContext) -> Tensor:
+    """Draw as many samples of every class as the smallest class among them has."""
+    order = ids[torch.randperm(len(ids), generator=run.rng("balanced"))]
+    labels = run.targets(order)
+    classes, counts = torch.unique(labels, return_counts=True)
+    return torch.cat([order[:0], *(order[labels == c][: int(counts.min())] for c in classes)])
+
+
 def take_exemplars(memory: ExemplarMemory, experience: Experience, run: RunContext) -> None:
     """Choose exemplars of an experience by herding on the run's network, or by random draws, as the memory's policy says."""
     memory.add_classes(
@@ -87,14 +132,6 @@ def take_exemplars(memory: ExemplarMemory, experience: Experience, run: RunConte
         generator=run.rng("memory"),
         features=run.features,
     )
-
-
-def balanced_subset(run: RunContext, ids: Tensor) -> Tensor:
-    """Draw as many samples of every class as the smallest class has."""
-    order = ids[torch.randperm(len(ids), generator=run.rng("balanced"))]
-    labels = run.targets(order)
-    classes, counts = torch.unique(labels, return_counts=True)
-    return torch.cat([order[labels == c][: int(counts.min())] for c in classes])
 
 
 def exemplar_means(memory: ExemplarMemory, run: RunContext) -> Tensor:

@@ -53,7 +53,7 @@ class CRT(RehearsedStage):
         """Present every class as often as the others."""
         ids = self.stage_data(experience)
         if self.balance == "subset":
-            return DataView(balanced_subset(self.run, ids))
+            return DataView(balanced_subset(ids, self.run))
         return DataView(ids, balanced=True)
 
     def stage_logits(self, batch: Batch) -> Tensor:

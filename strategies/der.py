@@ -9,8 +9,9 @@ from torch import Tensor
 
 from clframe.errors import ConfigurationError
 from clframe.losses import auxiliary_targets, cross_entropy
-from clframe.models import CosineHead, Output
+from clframe.models import Output
 from clframe.spec import field
+from clframe.strategies._alignment import align_weights, refuse_directions
 from clframe.strategies._checks import refuse_multi_head
 from clframe.strategies._exemplars import ExemplarStrategy, balanced_subset
 from clframe.strategies._stages import stage_recipe
@@ -85,11 +86,8 @@ class DER(ExemplarStrategy):
                 f"strategy.warmup_epochs: expected fewer than the {shortest} epochs of the main phase, received "
                 f"{self.warmup_epochs}: shorten the warm-up or set it to 0."
             )
-        if isinstance(run.network.classifier, CosineHead) and self.stage == "align":
-            raise ConfigurationError(
-                "head.name: DER with stage 'align' scales the classifier's rows, which a cosine head's scores don't "
-                "depend on: set head.name to linear, or strategy.stage to balanced or none."
-            )
+        if self.stage == "align":
+            refuse_directions(self, run, " with stage 'align'", ", or strategy.stage to balanced or none")
 
     # -- expansion -------------------------------------------------------------------------------------------------
 
@@ -142,7 +140,7 @@ class DER(ExemplarStrategy):
         """Return the stage that trains H alone, from scratch, on a class-balanced subset; nothing else changes."""
         return Phase(
             name="balanced",
-            data=DataView(balanced_subset(self.run, self.training_data(experience).ids)),
+            data=DataView(balanced_subset(self.training_data(experience).ids, self.run)),
             epochs=self.balanced_epochs,
             loss=self.balanced_loss,
             parameters=lambda: [ParameterGroup(list(self.network.classifier.parameters()))],
@@ -164,14 +162,8 @@ class DER(ExemplarStrategy):
         return {"classification": cross_entropy(logits, batch.y)}
 
     def align(self, experience: Experience) -> None:
-        """Scale H's new rows by γ = mean‖w_old‖ / mean‖w_new‖ (Zhao et al. 2020, eq. 8); the bias stays."""
-        head = self.network.classifier
-        if not experience.new_classes:
-            return
-        weight = head.weight.detach().clone()
-        norms, num_old = weight.norm(dim=1), head.num_classes - len(experience.new_classes)
-        weight[num_old:] *= norms[:num_old].mean() / norms[num_old:].mean()
-        head.write(weight)
+        """Scale H's new rows to the old ones' mean norm."""
+        align_weights(self.network.classifier, len(experience.new_classes))
 
     def after_experience(self, experience: Experience) -> None:
         """Drop H_a and choose exemplars by herding on the super-feature."""

@@ -303,3 +303,37 @@ def test_what_is_given_beside_a_file_wins(
     before = yaml.safe_dump([base, changes])
     assert merged(base, changes) == expected
     assert yaml.safe_dump([base, changes]) == before, "neither is changed"
+
+
+# ---- the classifier that a strategy asks for
+
+
+class Wanting(clframe.Strategy):
+    """A strategy that asks for a cosine classifier."""
+
+    tags = clframe.Tags(head={"name": "cosine", "scale": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, {"name": "cosine", "scale": 4.0, "init": "torch"}),
+        ({"init": "kaiming_normal"}, {"name": "cosine", "scale": 4.0, "init": "kaiming_normal"}),
+        ({"scale": "2"}, {"name": "cosine", "scale": 2.0}),
+        ("cosine", {"name": "cosine", "scale": 4.0}),
+        ("linear", {"name": "linear", "scale": 1.0}),
+        ({"name": "linear", "bias": False}, {"name": "linear", "scale": 1.0, "bias": False}),
+        (HeadConfig(), {"name": "linear", "scale": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("composed", [False, True])
+def test_a_strategy_may_ask_for_a_classifier_and_the_configuration_has_the_last_word(given, expected, composed) -> None:
+    strategy = EWC() + Wanting() if composed else Wanting()
+    config = resolve({"strategy": strategy, "head": given})
+    assert expected.items() <= config.record["head"].items()
+    assert to_dict(config.head) == config.record["head"]
+    assert resolve({"strategy": strategy, "head": config.record["head"]}).record["head"] == config.record["head"]
+
+
+def test_without_such_a_wish_the_classifier_is_linear() -> None:
+    assert resolve({"strategy": EWC() + STRATEGY()}).record["head"] == to_dict(HeadConfig())

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clframe.losses import binary_cross_entropy, binary_distillation, cross_entropy, distillation
+from clframe.losses import (
+    binary_cross_entropy,
+    binary_distillation,
+    cross_entropy,
+    distillation,
+    nca,
+    pod_flat,
+    pod_spatial,
+)
 
 
 def draw(seed: int, *shape: int, scale: float = 3.0) -> torch.Tensor:
@@ -165,3 +173,93 @@ def test_binary_distillation_equals_numpy(temperature, scale):
     slope = finite_difference(lambda z: binary_distillation(z, teacher, temperature, scale=scale).item(), logits)
     torch.testing.assert_close(shown.grad, slope, rtol=1e-6, atol=1e-8)
     assert taught.grad is None
+
+
+def nca_reference(z: np.ndarray, y: np.ndarray, margin: float, public: bool, hinge: bool) -> float:
+    """The paper's loss, and the authors' code step by step."""
+    rows = []
+    for row, label in zip(z, y, strict=True):
+        if public:
+            s = row - margin
+            s = s - s.max()
+            denominator = s.copy()
+            denominator[label] -= s[label]
+            rows.append(-(s[label] - np.log(np.exp(denominator).sum())))
+        else:
+            rows.append(-(row[label] - margin) + np.log(np.exp(np.delete(row, label)).sum()))
+    return float(np.mean(np.maximum(rows, 0) if hinge else rows))
+
+
+@pytest.mark.parametrize("public", [False, True])
+@pytest.mark.parametrize("hinge", [False, True])
+@pytest.mark.parametrize("margin", [0.0, 1.3])
+def test_nca_equals_the_reference_and_its_gradient_finite_differences(public, hinge, margin):
+    z, y = draw(3, 8, 5), torch.tensor([0, 1, 2, 3, 4, 4, 0, 2])
+    z[0, 0] += 9  # far on the right side, where a hinge acts
+    assert nca(z, y, margin, public=public, hinge=hinge).item() == pytest.approx(
+        nca_reference(z.numpy(), y.numpy(), margin, public, hinge), rel=1e-10
+    )
+    z.requires_grad_(True)
+    nca(z, y, margin, public=public, hinge=hinge).backward()
+    numeric = finite_difference(lambda v: nca(v, y, margin, public=public, hinge=hinge).item(), z.detach())
+    torch.testing.assert_close(z.grad, numeric, atol=1e-6, rtol=1e-5)
+
+
+def test_a_margin_acts_in_the_papers_loss_and_cancels_in_the_public_one():
+    z, y = draw(0, 6, 4), torch.tensor([0, 1, 2, 3, 1, 1])
+    plain, public = nca(z, y), nca(z, y, public=True)
+    assert nca(z, y, 0.6).item() == pytest.approx(plain.item() + 0.6)
+    assert nca(z, y, 0.6, public=True).item() == public.item()
+    scale = torch.tensor(2.0, requires_grad=True)
+    nca(z, y, 0.6 * scale).backward()
+    assert scale.grad.item() == pytest.approx(0.6)
+    assert (nca(z, y, hinge=True) >= plain).item()
+
+
+def test_nca_of_a_single_class_leaves_out_the_empty_sum():
+    z = torch.tensor([[-1.0], [-3.0]], requires_grad=True)
+    loss = nca(z, torch.tensor([0, 0]), 0.5)
+    assert loss.item() == pytest.approx(2.5)
+    loss.backward()
+    assert z.grad.tolist() == [[-0.5], [-0.5]]
+
+
+def pooled(h: np.ndarray) -> np.ndarray:
+    a = h**2
+    rows = [np.concatenate([m.sum(2).ravel(), m.sum(1).ravel()]) for m in a]
+    return np.stack([r / np.linalg.norm(r) for r in rows])
+
+
+def test_pod_spatial_equals_numpy_and_its_gradient_finite_differences():
+    new, old = [draw(1, 3, 2, 4, 3), draw(2, 3, 5, 2, 2)], [draw(3, 3, 2, 4, 3), draw(4, 3, 5, 2, 2)]
+    parts = [np.linalg.norm(pooled(a.numpy()) - pooled(b.numpy()), axis=1) for a, b in zip(new, old, strict=True)]
+    assert pod_spatial(new, old).item() == pytest.approx(np.mean(parts), rel=1e-10)
+    for t in (*new, *old):
+        t.requires_grad_(True)
+    pod_spatial(new, old).backward()
+    numeric = finite_difference(lambda h: pod_spatial([new[0].detach(), h], old).item(), new[1].detach())
+    torch.testing.assert_close(new[1].grad, numeric, atol=1e-6, rtol=1e-5)
+    assert all(t.grad is None for t in old)
+
+
+def test_pod_spatial_sees_vectors_as_pixels_and_tokens_as_a_column():
+    a, b = draw(0, 3, 6), draw(1, 3, 6)
+    unit = lambda v: v.square() / v.square().norm(dim=1, keepdim=True)  # noqa: E731
+    assert pod_spatial([a], [b]).item() == pytest.approx((unit(a) - unit(b)).norm(dim=1).mean().item())
+    x, y = draw(2, 3, 4, 6), draw(3, 3, 4, 6)
+    as_maps = [t.transpose(1, 2)[..., None] for t in (x, y)]
+    assert pod_spatial([x], [y]).item() == pod_spatial(as_maps[:1], as_maps[1:]).item()
+
+
+def test_pod_losses_vanish_between_equals_with_a_finite_gradient():
+    h = draw(0, 2, 3, 2, 2).requires_grad_(True)
+    loss = pod_spatial([h], [h]) + pod_flat(h.flatten(1), h.flatten(1))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert h.grad.isfinite().all()
+
+
+def test_pod_flat_equals_numpy():
+    f, t = draw(0, 4, 5), draw(1, 4, 5)
+    cosine = (f * t).sum(1) / (f.norm(dim=1) * t.norm(dim=1))
+    assert pod_flat(f, t).item() == pytest.approx((1 - cosine).mean().item(), rel=1e-10)

@@ -4,7 +4,7 @@
 |---|---|
 | `backbone` | `Backbone`, `BackboneConfig`, a user's own module, names to backbones |
 | `resnet`, `preact`, `mlp`, `vit`, `timm_bridge` | the backbones |
-| `heads` | `LinearHead`, `CosineHead`, `MultiHead` |
+| `heads` | `LinearHead`, `CosineHead`, `LocalSimilarityHead`, `MultiHead` |
 | `network` | `Network` and its `Output` |
 | `weights` | checkpoint files |
 """
@@ -19,7 +19,7 @@ from clframe.models.backbone import (
     backbone_config,
     build_backbone,
 )
-from clframe.models.heads import CosineHead, Head, HeadConfig, LinearHead, MultiHead
+from clframe.models.heads import CosineHead, Head, HeadConfig, LinearHead, LocalSimilarityHead, MultiHead
 from clframe.models.network import Network, Output, freeze
 from clframe.models.weights import load_weights
 
@@ -30,6 +30,7 @@ __all__ = [
     "Head",
     "HeadConfig",
     "LinearHead",
+    "LocalSimilarityHead",
     "MultiHead",
     "Network",
     "Output",

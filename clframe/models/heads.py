@@ -1,4 +1,4 @@
-"""Classifier heads that grow: linear, cosine, and one linear layer per task.
+"""Classifier heads that grow: linear, cosine, several proxies per class, and one linear layer per task.
 
 Growing replaces parameters by longer ones whose old part is bit-identical, on the same device and of the same dtype;
 an optimiser that holds the shorter ones must be made anew. New values are drawn on the CPU from torch's global
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clframe.errors import ConfigurationError, ContractError
 from clframe.spec import Configurable, field
 
-__all__ = ["CosineHead", "Head", "HeadConfig", "LinearHead", "MultiHead", "NewInputs"]
+__all__ = ["CosineHead", "Head", "HeadConfig", "LinearHead", "LocalSimilarityHead", "MultiHead", "NewInputs"]
 
 Init = Literal["torch", "kaiming_normal", "kaiming_uniform", "zeros"]
 NewInputs = Literal["fresh", "zero"]
@@ -27,9 +27,10 @@ NewInputs = Literal["fresh", "zero"]
 class HeadConfig(Configurable):
     """What kind of classifier stands on the features."""
 
-    name: Literal["linear", "cosine", "multi"] = field(
+    name: Literal["linear", "cosine", "local_similarity", "multi"] = field(
         default="linear",
-        help="linear; cosine: similarity of unit vectors times a learned scale; multi: a layer per task.",
+        help="linear; cosine: similarity of unit vectors times a learned scale; local_similarity: the same with several "
+        "proxies per class (PODNet); multi: a layer per task.",
     )
     bias: bool = field(default=True, help="Whether linear layers have a bias.")
     init: Init = field(
@@ -37,19 +38,24 @@ class HeadConfig(Configurable):
         help="How new weights are drawn: torch is uniform in ±1/sqrt(D), bias too; kaiming_normal is N(0, 1/D), bias 0; "
         "kaiming_uniform is uniform in ±sqrt(3/D), bias 0 (PyCIL).",
     )
-    scale: float = field(default=1.0, gt=0, help="Initial value of the cosine head's learned scale.")
+    scale: float = field(
+        default=1.0, gt=0, help="Initial value of the learned scale of cosine and local_similarity heads."
+    )
+    proxies: int = field(default=10, ge=1, help="Proxies of every class of a local_similarity head (10 in PODNet).")
 
     def build(self, in_features: int) -> Head:
         """Make a head without classes, for features (B, in_features).
 
         Raises:
-            ConfigurationError: A cosine head is asked to start from zeros, where it has no direction.
+            ConfigurationError: A head of directions is asked to start from zeros, which have none.
         """
-        if self.name == "cosine":
+        if self.name in ("cosine", "local_similarity"):
             if self.init == "zeros":
                 raise ConfigurationError(
-                    "A cosine head can't start from zeros; set head.init to torch or kaiming_normal."
+                    f"A {self.name} head can't start from zeros; set head.init to torch or kaiming_normal."
                 )
+            if self.name == "local_similarity":
+                return LocalSimilarityHead(in_features, self.init, self.scale, self.proxies)
             return CosineHead(in_features, self.init, self.scale)
         if self.name == "multi":
             return MultiHead(in_features, self.bias, self.init)
@@ -136,15 +142,15 @@ class Head(nn.Module):
 
 
 class _MatrixHead(Head):
-    """What linear and cosine heads share: one weight matrix."""
+    """What linear and cosine heads share: one weight matrix, whose rows are as long as `proxies` feature vectors."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, in_features: int, bias: bool, init: Init) -> None:
+    def __init__(self, in_features: int, bias: bool, init: Init, proxies: int = 1) -> None:
         super().__init__(in_features, init)
-        self.num_classes = 0
-        self.weight = nn.Parameter(torch.empty(0, in_features))
+        self.num_classes, self.proxies = 0, proxies
+        self.weight = nn.Parameter(torch.empty(0, proxies * in_features))
         self.register_parameter("bias", nn.Parameter(torch.empty(0)) if bias else None)
 
     def grow(self, num_classes: int, classes: Sequence[int] | None = None) -> None:
@@ -152,7 +158,7 @@ class _MatrixHead(Head):
         added = num_classes - self.num_classes
         if not added:
             return
-        self.weight = _extend(self.weight, _draw_weight((added, self.in_features), self.in_features, self.init), 0)
+        self.weight = _extend(self.weight, self._draw(added), 0)
         if self.bias is not None:
             self.bias = _extend(self.bias, _draw_bias(added, self.in_features, self.init), 0)
         self.num_classes = num_classes
@@ -173,8 +179,11 @@ class _MatrixHead(Head):
                 self.bias.copy_(bias)
 
     def reset_parameters(self) -> None:
-        fresh = _draw_weight((self.num_classes, self.in_features), self.in_features, self.init)
+        fresh = self._draw(self.num_classes)
         self.write(fresh, None if self.bias is None else _draw_bias(self.num_classes, self.in_features, self.init))
+
+    def _draw(self, classes: int) -> Tensor:
+        return _draw_weight((classes, self.proxies * self.in_features), self.in_features, self.init)
 
 
 class LinearHead(_MatrixHead):
@@ -205,8 +214,8 @@ class CosineHead(_MatrixHead):
         scale: Initial scale; the paper's code starts from 1.
     """
 
-    def __init__(self, in_features: int, init: Init = "torch", scale: float = 1.0) -> None:
-        super().__init__(in_features, bias=False, init=init)
+    def __init__(self, in_features: int, init: Init = "torch", scale: float = 1.0, proxies: int = 1) -> None:
+        super().__init__(in_features, bias=False, init=init, proxies=proxies)
         self.initial_scale = scale
         self.scale = nn.Parameter(torch.tensor(scale))
 
@@ -219,6 +228,46 @@ class CosineHead(_MatrixHead):
         super().reset_parameters()
         with torch.no_grad():
             self.scale.fill_(self.initial_scale)
+
+
+class LocalSimilarityHead(CosineHead):
+    """Several proxies ŵ_{c,k} per class, weighted by how similar each is, with one learned scale η.
+
+    The logit of class c is `η Σ_k softmax_k(s_c) s_{c,k}`, where `s_{c,k} = −‖f̂ − ŵ_{c,k}‖²` of unit vectors. Row c
+    of `weight` holds the proxies of class c one after the other: (K, P·D).
+
+    Source: Douillard et al., "PODNet: Pooled Outputs Distillation for Small-Tasks Incremental Learning", ECCV 2020,
+    section 3.2.
+
+    Args:
+        in_features: Length D of a feature vector.
+        init: How new proxies are drawn.
+        scale: Initial η.
+        proxies: Proxies P of every class.
+    """
+
+    def __init__(self, in_features: int, init: Init = "torch", scale: float = 1.0, proxies: int = 10) -> None:
+        super().__init__(in_features, init, scale, proxies)
+
+    def forward(self, features: Tensor, task_ids: Tensor | None = None) -> Tensor:
+        """Compute logits: (B, D) to (B, K)."""
+        proxies = F.normalize(self.weight.view(self.num_classes * self.proxies, self.in_features), dim=1)
+        cosines = F.linear(F.normalize(features, dim=1), proxies)
+        similarities = 2 * cosines.view(len(features), self.num_classes, self.proxies) - 2
+        return self.scale * (similarities.softmax(2) * similarities).sum(2)
+
+    def grow_inputs(self, in_features: int, new: NewInputs = "fresh") -> None:
+        """Take longer feature vectors: every proxy grows."""
+        self._check("inputs", self.in_features, in_features)
+        added, rows = in_features - self.in_features, self.num_classes * self.proxies
+        if not added:
+            return
+        block = _draw_weight((rows, added), in_features, "zeros" if new == "zero" else self.init)
+        longer = _extend(nn.Parameter(self.weight.detach().view(rows, self.in_features)), block, 1)
+        self.weight = nn.Parameter(
+            longer.detach().view(self.num_classes, self.proxies * in_features), self.weight.requires_grad
+        )
+        self.in_features = in_features
 
 
 class MultiHead(Head):

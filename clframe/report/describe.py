@@ -261,6 +261,9 @@ def needs_of(tags: Any) -> str:
     given = [text for name, text in facts.items() if getattr(tags, name)]
     lines += [f"Needs {', and '.join(needed)}."] if needed else []
     lines += [f"It {', '.join(given)}."] if given else []
+    if tags.head:
+        chosen = ", ".join(f"head.{n} {str(v).lower()}" for n, v in tags.head.items())
+        lines.append(f"Where the configuration names no other kind of classifier, it takes {chosen}.")
     return "\n".join(lines)
 
 

@@ -22,6 +22,9 @@ from clframe.training.seeds import RandomStreams, isolated
 
 __all__ = ["Context", "Setup"]
 
+_STATISTICS_BATCH = 512
+"""Samples per forward pass for features: not the scoring batch size, on which no bit of a run may depend."""
+
 
 @dataclass(kw_only=True, eq=False)
 class Setup:
@@ -152,13 +155,12 @@ class Context:
         cache = self.feature_cache("fp32") if model is self.network else None
         if cache is not None and (cache.folder is None or torch.is_autocast_enabled(self.device.type)):
             cache = None
-        size = self.setup.eval_batch_size
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
             if cache is not None and len(ids):
-                return cache.get(self.train_maker, ids, size, lambda x: model.features(x).float())
-            parts = [model.features(b.x).float() for b in self.batches(ids, size)]
+                return cache.get(self.train_maker, ids, _STATISTICS_BATCH, lambda x: model.features(x).float())
+            parts = [model.features(b.x).float() for b in self.batches(ids, _STATISTICS_BATCH)]
         finally:
             for module, mode in modes:  # one by one: a phase may keep some modules in eval mode
                 module.training = mode

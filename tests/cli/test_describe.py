@@ -78,6 +78,8 @@ def test_a_strategy_says_what_it_needs_and_its_version() -> None:
     assert "Version 1\n  1: first version." in text
     assert "float ≥ 0 and ≤ 1, default 1.0" in text
     assert "It keeps exemplars" in describe("replay")
+    assert "no other kind of classifier, it takes head.name linear, head.bias false." in describe("strategy", "wa")
+    assert "kind of classifier" not in text
 
 
 def test_a_composition_has_every_option_once_and_names_the_owner_of_those_that_two_have() -> None:

@@ -54,6 +54,15 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("der+tau_norm", {}),
     ("joint+crt", {}),
     ("ewc+slca", {}),
+    ("icarl", {"loss": "kd"}),
+    ("wa", {"clamp": False}),
+    ("bic", {"budget": "per_class", "memory_size": 3, "nme": False}),
+    ("podnet", {"nca": "public", "imprint": False, "freeze_old": False}),
+    ("podnet", {"hinge": True, "flat_weight": 0.0, "budget": "per_class", "memory_size": 2}),
+    ("replay+ewc", {}),
+    ("lwf+ewc", {}),
+    ("bic+ewc", {}),
+    ("podnet+ewc", {}),
 ]
 """Forms beside the defaults of everything registered."""
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clframe.errors import ConfigurationError, ContractError
-from clframe.models.heads import CosineHead, HeadConfig, LinearHead, MultiHead
+from clframe.models.heads import CosineHead, HeadConfig, LinearHead, LocalSimilarityHead, MultiHead
 
 NAMES = ["linear", "cosine", "multi"]
 
@@ -236,3 +236,100 @@ def test_multi_is_the_class_it_says():
     assert [type(make(n)) for n in NAMES] == [LinearHead, CosineHead, MultiHead]
     assert make("linear", bias=False).bias is None
     assert make("multi", bias=False).bias is None
+
+
+# ---- local similarity
+
+
+def grown_proxies(classes: int, proxies: int = 3, in_features: int = 5, **options) -> LocalSimilarityHead:
+    head = make("local_similarity", in_features, proxies=proxies, **options)
+    head.grow(classes)
+    return head
+
+
+def test_local_similarity_logits_gradients_and_invariance():
+    head = grown_proxies(4, scale=3.0).double()
+    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    proxies = F.normalize(head.weight.reshape(4, 3, 5), dim=2)
+    similarity = -(F.normalize(x, dim=1)[:, None, None] - proxies).square().sum(3)
+    expected = 3 * (similarity.softmax(2) * similarity).sum(2)
+    torch.testing.assert_close(head(x), expected)
+    torch.testing.assert_close(head(7 * x), expected)
+
+    def apply(x, weight, scale):
+        return torch.func.functional_call(head, {"weight": weight, "scale": scale}, (x,))
+
+    assert torch.autograd.gradcheck(apply, (x, head.weight, head.scale))
+
+
+def test_local_similarity_of_one_proxy_is_the_cosine_up_to_a_shift():
+    head = grown_proxies(4, proxies=1, scale=2.0)
+    cosine = CosineHead(5, scale=2.0)
+    cosine.grow(4)
+    cosine.write(head.weight.detach())
+    x = torch.randn(9, 5)
+    torch.testing.assert_close(head(x), 2 * cosine(x) - 4)
+
+
+def test_local_similarity_grows_in_classes_and_inputs():
+    torch.manual_seed(0)
+    head = grown_proxies(2)
+    x, weight = torch.randn(3, 8), head.weight.clone()
+    logits = head(x[:, :5])
+    head.grow(6)
+    assert head.weight.shape == (6, 15)
+    assert torch.equal(head.weight[:2], weight)
+    torch.testing.assert_close(head(x[:, :5])[:, :2], logits)
+    grown = head.weight.view(6, 3, 5).clone()
+    for new in ("fresh", "zero"):
+        longer = grown_proxies(2)
+        longer.load_state_dict(grown_proxies(2).state_dict())
+        longer.grow(6)
+        longer.write(grown.view(6, 15))
+        longer.requires_grad_(False)
+        longer.grow_inputs(8, new)
+        found = longer.weight.view(6, 3, 8)
+        assert torch.equal(found[..., :5], grown)
+        assert bool(found[..., 5:].any()) is (new == "fresh")
+        assert not longer.weight.requires_grad
+        assert longer(x).shape == (3, 6)
+    with pytest.raises(ContractError, match="can't shrink from 6 to 5 classes"):
+        head.grow(5)
+    with pytest.raises(ContractError, match="can't shrink from 5 to 4 inputs"):
+        head.grow_inputs(4)
+
+
+def test_local_similarity_is_drawn_by_the_fan_in_of_one_proxy_and_reset_in_place():
+    torch.manual_seed(0)
+    head = grown_proxies(900, in_features=30, init="kaiming_normal", scale=2.0)
+    assert head.weight.std().item() == pytest.approx(1 / math.sqrt(30), rel=0.02)
+    parameters, before = list(head.parameters()), head.weight.clone()
+    with torch.no_grad():
+        head.scale.fill_(5.0)
+    head.reset_parameters()
+    assert all(a is b for a, b in zip(parameters, head.parameters(), strict=True))
+    assert not torch.isin(head.weight, before).all(1).any()
+    assert head.scale.item() == 2.0
+
+
+def test_local_similarity_is_restored_from_its_layout():
+    head = grown_proxies(4)
+    head.grow_inputs(7)
+    again = make("local_similarity", 5, proxies=3)
+    again.restore(head.layout())
+    again.load_state_dict(head.state_dict())
+    x = torch.randn(3, 7)
+    assert torch.equal(again(x), head(x))
+
+
+def test_local_similarity_without_classes_on_the_meta_device_and_from_zeros():
+    assert make("local_similarity")(torch.randn(3, 6)).shape == (3, 0)
+    with torch.device("meta"):
+        meta = make("local_similarity")
+    meta.grow(3)
+    meta.grow_inputs(9)
+    meta.grow(5)
+    assert all(p.is_meta for p in meta.parameters())
+    assert meta(torch.empty(2, 9, device="meta")).shape == (2, 5)
+    with pytest.raises(ConfigurationError, match="A local_similarity head can't start from zeros"):
+        make("local_similarity", init="zeros")

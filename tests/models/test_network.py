@@ -237,7 +237,7 @@ STEPS = st.one_of(
 )
 
 
-@pytest.mark.parametrize("head", ["linear", "cosine", "multi"])
+@pytest.mark.parametrize("head", ["linear", "cosine", "local_similarity", "multi"])
 @settings(max_examples=25, deadline=None)
 @given(steps=st.lists(STEPS, max_size=7))
 def test_any_growth_survives_a_round_trip(head, steps):

@@ -52,3 +52,37 @@ def assert_gradients(total, parameters) -> None:
         assert (values[0] - values[1]) / 2e-5 == pytest.approx(p.grad[k].item(), rel=1e-4)
         checked += 1
     assert checked > 2
+
+
+def ready_to_train(trial, index: int = 1, new: slice = slice(3, 9), stored: int = 6):
+    """Run up to the training of an experience; returns a batch of new and stored samples, and the network in float64."""
+
+    def stop(experience) -> None:
+        if experience.index == index:
+            raise KeyboardInterrupt
+
+    trial.before("phases", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trial.run()
+    experience, context = trial.stream.experiences[index], trial.trainer.context
+    context.experience = experience
+    ids = torch.cat([experience.train[new], trial.strategy.memory_.ids[:stored]])
+    batch = next(iter(context.batches(ids, batch_size=len(ids))))
+    batch.x, batch.phase = batch.x.double(), "train"
+    trial.strategy.network.double().train()
+    if getattr(trial.strategy, "teacher_", None) is not None:
+        trial.strategy.teacher_.double()
+    return batch
+
+
+def kd(z: np.ndarray, taught: np.ndarray, temperature: float) -> float:
+    return float(-(np.exp(log_softmax(taught / temperature)) * log_softmax(z / temperature)).sum(1).mean())
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+def bce(z: np.ndarray, q: np.ndarray) -> float:
+    p = sigmoid(z)
+    return float(-(q * np.log(p) + (1 - q) * np.log(1 - p)).sum(1).mean())

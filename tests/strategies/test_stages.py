@@ -272,7 +272,7 @@ def test_the_subset_of_crt_is_the_balanced_stage_of_der(make):
 def test_a_balanced_subset(make):
     trial = make(Finetune(), synthetic_stream(train_per_class=[6, 9, 4]))
     ids = torch.cat([e.train for e in trial.stream.experiences])
-    chosen = balanced_subset(trial.trainer.context, ids)
+    chosen = balanced_subset(ids, trial.trainer.context)
     assert torch.bincount(trial.stream.train.targets[chosen]).tolist() == [4] * 6
     assert len(chosen.unique()) == 24
 

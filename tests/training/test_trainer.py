@@ -170,6 +170,16 @@ def test_only_the_parameters_that_are_named_train_and_flags_come_back() -> None:
     assert all(p.requires_grad for p in trainer.strategy.network.parameters())
 
 
+@pytest.mark.parametrize("size", [1, 5, 512])
+def test_features_do_not_depend_on_the_scoring_batch_size(size: int) -> None:
+    context = make_trainer(Finetune(), TWO, eval_batch_size=size).context
+    sizes: list[int] = []
+    batches = context.batches
+    context.batches = lambda ids, batch_size=None: (sizes.append(batch_size), batches(ids, batch_size))[1]  # type: ignore[method-assign]
+    context.features(context.stream.experiences[0].train)
+    assert sizes == [512]
+
+
 def test_without_eval_modules_the_statistics_move() -> None:
     trainer = make_trainer(Finetune(epochs=1), {"experiences": [[0, 1]]})
     before = state_of(trainer.context.network)
