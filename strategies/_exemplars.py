@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from clframe.memory import Budget, ExemplarMemory
-from clframe.models import Network, Output
+from clframe.models import Output
 from clframe.spec import field
 from clframe.strategies._checks import refuse_local_softmax
-from clframe.strategy import Batch, DataView, RunContext, Strategy, Tags
+from clframe.strategies._teacher import TeacherStrategy
+from clframe.strategy import DataView, RunContext, Strategy, Tags
 from clframe.stream import Experience, Setting
 
 __all__ = [
@@ -55,6 +56,7 @@ class ExemplarStrategy(Strategy):
 
     def setup(self) -> None:
         """Start with an empty memory."""
+        super().setup()
         self.memory_ = self._new_memory(self.run)
         self.means_: Tensor | None = None
 
@@ -68,6 +70,7 @@ class ExemplarStrategy(Strategy):
     def after_experience(self, experience: Experience) -> None:
         """Choose exemplars."""
         self.choose_exemplars(experience)
+        super().after_experience(experience)
 
     def choose_exemplars(self, experience: Experience) -> None:
         """Herd exemplars on the network's features, and compute the class means."""
@@ -85,21 +88,8 @@ class ExemplarStrategy(Strategy):
         return {"nme": nearest_mean_scores(features, self.means_)}
 
 
-class TaughtStrategy(ExemplarStrategy):
+class TaughtStrategy(ExemplarStrategy, TeacherStrategy):
     """The frame of exemplar methods that also learn from a frozen copy of the network of the experience before."""
-
-    def setup(self) -> None:
-        """Start with an empty memory and without a teacher."""
-        super().setup()
-        self.teacher_: Network | None = None
-
-    def taught(self, batch: Batch) -> Tensor | None:
-        """Return the teacher's logits (B, K_old), None while there is no teacher."""
-        if self.teacher_ is None:
-            return None
-        with torch.no_grad():
-            logits: Tensor = self.teacher_(batch.x).logits
-        return logits
 
     def old_share(self, experience: Experience) -> float:
         """Return λ: 0 while there is no teacher, then the share of the classes seen that this experience has no data of.
@@ -108,11 +98,6 @@ class TaughtStrategy(ExemplarStrategy):
         """
         seen = experience.num_seen_classes
         return 0.0 if self.teacher_ is None else (seen - len(experience.classes)) / seen
-
-    def after_experience(self, experience: Experience) -> None:
-        """Choose exemplars; the network as it is now becomes the teacher."""
-        super().after_experience(experience)
-        self.teacher_ = self.network.frozen_copy()
 
 
 def balanced_subset(ids: Tensor, run: RunContext) -> Tensor:

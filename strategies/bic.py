@@ -128,8 +128,8 @@ class BiC(TaughtStrategy):
         taught, share = self.taught(batch), self.old_share(batch.experience)
         if taught is None:
             return {}
-        old = output.logits[:, : taught.shape[1]]
-        return {"distillation": share * distillation(self.corrected(old), self.corrected(taught), self.temperature)}
+        old, target = (self.corrected(z[:, : taught.logits.shape[1]]) for z in (output.logits, taught.logits))
+        return {"distillation": share * distillation(old, target, self.temperature)}
 
     # -- stage 2: the newest bias layer ----------------------------------------------------------------------------
 

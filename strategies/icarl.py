@@ -73,10 +73,10 @@ class ICaRL(TaughtStrategy):
         if self.loss == "kd":
             if not self.distill_weight:
                 return {}
-            kept = distillation(output.logits[:, : taught.shape[1]], taught, self.temperature)
+            kept = distillation(output.logits[:, : taught.logits.shape[1]], taught.logits, self.temperature)
             return {"distillation": self.distill_weight * kept}
         old = self.old_classes(batch)
-        return {"distillation": binary_distillation(output.logits[:, old], taught[:, old])}
+        return {"distillation": binary_distillation(output.logits[:, old], taught.logits[:, old])}
 
     def old_classes(self, batch: Batch) -> list[int]:
         """Return the classes that the old network teaches: those it knows, without any that have come back."""

@@ -166,10 +166,9 @@ class PODNet(TaughtStrategy):
 
     def extra_losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """√(K / |C_t|) (λ_c L_spatial + λ_f L_flat) once there is an old network."""
-        if self.teacher_ is None:
+        old = self.taught(batch, stages=True)
+        if old is None:
             return {}
-        with torch.no_grad():
-            old = self.teacher_(batch.x, stages=True)
         factor = math.sqrt(batch.experience.num_seen_classes / len(batch.experience.classes))
         terms: dict[str, Tensor] = {}
         if self.spatial_weight:

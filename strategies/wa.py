@@ -69,7 +69,8 @@ class WA(TaughtStrategy):
         taught, share = self.taught(batch), self.old_share(batch.experience)
         if taught is None:
             return {}
-        return {"distillation": share * distillation(output.logits[:, : taught.shape[1]], taught, self.temperature)}
+        old = output.logits[:, : taught.logits.shape[1]]
+        return {"distillation": share * distillation(old, taught.logits, self.temperature)}
 
     def after_step(self, batch: Batch) -> None:
         """Cut the classifier's weights at 0 from below, when asked to."""
