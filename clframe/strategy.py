@@ -29,7 +29,22 @@ T = TypeVar("T")
 Later: TypeAlias = "T | Callable[[], T]"
 """A value, or a function that makes it when it is needed."""
 
-__all__ = ["Batch", "BegunPhase", "DataView", "ParameterGroup", "Phase", "RunContext", "Strategy", "Tags", "TensorView"]
+__all__ = [
+    "ANY_SCORE",
+    "Batch",
+    "BegunPhase",
+    "DataView",
+    "ParameterGroup",
+    "Phase",
+    "RunContext",
+    "Strategy",
+    "Tags",
+    "TensorView",
+]
+
+
+ANY_SCORE: frozenset[Score] = frozenset({"accuracy", "squared_error"})
+"""For the tag `scores` of methods that regression can use too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

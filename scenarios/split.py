@@ -39,6 +39,9 @@ class Split(GroupedScenario):
         1: first version.
     """
 
+    prefix: ClassVar[str] = "split"
+    """What the name of the stream begins with."""
+
     setting: Setting = field(default="class", help="class, task (ids given) or domain (labels shared).")
 
     def cut(self, data: ImageData) -> Stream:
@@ -90,7 +93,7 @@ class Split(GroupedScenario):
     @property
     def name(self) -> str:
         """What tables call the stream."""
-        return self.title("split")
+        return self.title(self.prefix)
 
     def _table(self, split: ImageSet, labels: Tensor, groups: Sequence[tuple[int, ...]]) -> SampleTable:
         owner = torch.empty(sum(map(len, groups)) + 1, dtype=torch.int64)  # the last row serves label -1

@@ -8,7 +8,7 @@ import torch
 
 from clframe.spec import field
 from clframe.strategies._checks import refuse_local_softmax
-from clframe.strategy import DataView, RunContext, Strategy, Tags
+from clframe.strategy import ANY_SCORE, DataView, RunContext, Strategy, Tags
 from clframe.stream import Experience
 
 __all__ = ["Cumulative"]
@@ -23,7 +23,7 @@ class Cumulative(Strategy):
         joint training after every experience.
     """
 
-    tags: ClassVar[Tags] = Tags(needs_all_data=True, online=False)
+    tags: ClassVar[Tags] = Tags(scores=ANY_SCORE, needs_all_data=True, online=False)
 
     start: Literal["warm", "scratch"] = field(default="warm", help="Weights that an experience starts from.")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from clframe.strategy import Strategy
+from typing import ClassVar
+
+from clframe.strategy import ANY_SCORE, Strategy, Tags
 
 __all__ = ["Finetune"]
 
@@ -17,3 +19,5 @@ class Finetune(Strategy):
         There is no single paper. Public class-incremental code (PyCIL) trains with the local form; the default here is
         the global one in class- and domain-incremental runs and the local one in task-incremental runs.
     """
+
+    tags: ClassVar[Tags] = Tags(scores=ANY_SCORE)

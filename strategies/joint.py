@@ -8,7 +8,7 @@ import torch
 
 from clframe.spec import field
 from clframe.strategies._checks import refuse_local_softmax
-from clframe.strategy import DataView, Phase, RunContext, Strategy, Tags
+from clframe.strategy import ANY_SCORE, DataView, Phase, RunContext, Strategy, Tags
 from clframe.stream import Experience
 
 __all__ = ["Joint"]
@@ -25,7 +25,7 @@ class Joint(Strategy):
         accuracy matrix exists; `every=experience` trains from scratch after each, as deficit metrics need.
     """
 
-    tags: ClassVar[Tags] = Tags(needs_all_data=True, online=False, can_unlearn=True)
+    tags: ClassVar[Tags] = Tags(scores=ANY_SCORE, needs_all_data=True, online=False, can_unlearn=True)
 
     every: Literal["last", "experience"] = field(
         default="last", help="When to train: once at the end, or after each experience."

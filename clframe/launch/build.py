@@ -140,8 +140,19 @@ def check_fit(
     ]
     usual = ": choose another strategy or scenario"
     problems = [f"{name} {text}{'' if ': ' in text else usual}." for bad, text in wrong if bad]
+    if stream.online and tags.online and _repeats(strategy):
+        problems.append(
+            f"The scenario {stream.name!r} presents every sample once, but strategy.epochs is {strategy.epochs}: add "
+            "--epochs 1, or set scenario.online to false."
+        )
     if problems:
         raise ConfigurationError("\n".join(problems))
+
+
+def _repeats(strategy: Strategy) -> bool:
+    """Whether the main phase presents samples more than once; methods with phases of their own know what they do."""
+    own = any(type(part).phases is not Strategy.phases for part in leaves(strategy))
+    return not own and max(strategy.epochs, strategy.first_epochs or 0) > 1
 
 
 def _words(values: Any) -> str:

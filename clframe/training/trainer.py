@@ -129,7 +129,7 @@ class Trainer:
             experience = self.begin_experience(experience)
             self.position = Position(experience.index, "train")
         else:
-            experience = self._with_bought(experience)
+            experience = self._with_bought(self._without_bought(experience))
         self.context.experience = experience
         self.context.streams.enter("phases", experience.index)
         phases = self.check_phases(self.strategy.phases(experience))
@@ -158,6 +158,7 @@ class Trainer:
         with isolated(self.context.streams.seed_for("init", "growth", experience.index)):
             self.strategy.before_experience(experience)
             self.context.place(self.strategy.network)
+        experience = self._without_bought(experience)
         if len(experience.pool):
             chosen = self.strategy.query(experience)
             wrong = len(chosen) > experience.query_budget or not bool(torch.isin(chosen, experience.pool).all())
@@ -167,6 +168,14 @@ class Trainer:
                 )
             self._bought[experience.index] = chosen
         return self._with_bought(experience)
+
+    def _without_bought(self, experience: Experience) -> Experience:
+        """Take out of the pool what earlier rounds have bought: a label is paid for once."""
+        if not self._bought or not len(experience.pool):
+            return experience
+        earlier = [ids for i, ids in self._bought.items() if i < experience.index]
+        left = ~torch.isin(experience.pool, torch.cat([*earlier, experience.pool[:0]]))
+        return dataclasses.replace(experience, pool=experience.pool[left])
 
     def _with_bought(self, experience: Experience) -> Experience:
         chosen = self._bought.get(experience.index)

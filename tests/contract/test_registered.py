@@ -14,6 +14,7 @@ from clframe.config import resolve
 from clframe.data import DataRoot
 from clframe.models import backbone_config
 from clframe.scenario import Scenario
+from clframe.spec import fields_of
 from clframe.strategy import Strategy
 from clframe.testing import Bench, SyntheticScenario, check_scenario, parametrize_with_checks, strategy_checks
 from clframe.testing.devices import StrictMeta
@@ -52,6 +53,13 @@ def test_strategy(subject: Any, check: Any) -> None:
     check(subject)
 
 
+EVEN_ODD = {"even": ["0", "2", "4", "6", "8"], "odd": ["1", "3", "5", "7", "9"]}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "superclass_domains": {"hierarchy": EVEN_ODD},
+    "multi_dataset": {"sources": ["digits", "digits"]},
+}
+"""What a scenario needs beside a source and a number of experiences."""
+
 SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("split", {"increment": 4}),
     ("split", {"sizes": [1, 2, 3, 4], "order": "seed:1993", "valid_per_class": 3}),
@@ -59,6 +67,22 @@ SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("split", {"experiences": 5, "setting": "task"}),
     ("split", {"experiences": 5, "setting": "domain", "classes": [9, 8, 7, 6, 5], "valid_per_class": 1}),
     ("split", {"experiences": 1}),
+    ("permuted", {"first": False, "images": "shares", "setting": "class", "experiences": 3}),
+    ("rotated", {"setting": "task", "experiences": 3, "valid_per_class": 2}),
+    ("si_blurry", {"classes": 8, "num_tasks": 2, "evaluate_every": 100, "valid_per_class": 3}),
+    ("i_blurry", {"disjoint_percent": 0, "blurry_percent": 100, "online": False}),
+    ("gaussian_schedule", {"width": 0.0, "evaluate_every": 300}),
+    ("class_repetition", {"generator": "sampling", "valid_per_class": 2}),
+    ("data_incremental", {"growth": 0.5}),
+    ("long_tailed", {"placement": "ordered", "ratio": 0.1, "experiences": 5}),
+    ("few_shot", {"base": 6, "shots": 1, "valid_per_class": 2}),
+    ("partially_labelled", {"labelled": 1.0, "setting": "task"}),
+    ("noisy_labels", {"kind": "pair", "setting": "domain", "order": "seed:3"}),
+    ("unlearning", {"what": "samples", "retain": "none"}),
+    ("multi_dataset", {"sources": ["digits", "digits"], "setting": "domain", "size": 12, "train_per_class": 9}),
+    ("sandbox", {"truth": "walk", "condition": 10.0, "experiences": 3}),
+    ("plasticity", {"kind": "permuted_labels", "experiences": 6}),
+    ("superclass_domains", {"hierarchy": EVEN_ODD, "setting": "task", "train_per_class": 20}),
 ]
 
 
@@ -67,10 +91,16 @@ def scenarios() -> list[Scenario]:
     found: list[Scenario] = []
     for name in registry.available("scenario"):
         cls = registry.load("scenario", name)
-        options = {"source": "digits"}
-        found.append(resolve({"scenario": {"name": name, **options, "experiences": 5}}).scenario)
+        usual = {"source": "digits", "experiences": 5}
+        fields = {f.name: f.default for f in fields_of(cls)}
+        if fields.get("increment") is not None:  # says how many experiences there are
+            del usual["experiences"]
+        options = {**{n: v for n, v in usual.items() if n in fields}, **OPTIONS.get(name, {})}
+        found.append(resolve({"scenario": {"name": name, **options}}).scenario)
         assert isinstance(found[-1], cls)
-    found += [resolve({"scenario": {"name": n, "source": "digits", **o}}).scenario for n, o in SCENARIOS]
+    for name, options in SCENARIOS:
+        sourced = {} if name in ("sandbox", "multi_dataset") else {"source": "digits"}
+        found.append(resolve({"scenario": {"name": name, **sourced, **options}}).scenario)
     synthetic: list[dict[str, Any]] = [
         {},
         {"setting": "task"},

@@ -1,0 +1,100 @@
+"""Permuted and rotated streams: every domain shows what it should, in all three settings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from clframe.data import DataRoot
+from clframe.data.domains import Identity, Permutation, Rotation
+from clframe.errors import ConfigurationError
+from clframe.scenarios.permuted import Permuted
+from clframe.scenarios.rotated import Rotated
+
+SMALL = {"train_per_class": 6, "test_per_class": 3, "experiences": 3}
+
+
+def built(cls, **options):
+    return cls(**{**SMALL, **options}).build(DataRoot.resolve())
+
+
+def test_a_permutation_moves_pixels_with_all_their_channels():
+    images = torch.arange(2 * 3 * 2 * 3, dtype=torch.uint8).view(2, 3, 2, 3)
+    order = torch.tensor([5, 0, 1, 4, 2, 3])
+    moved = Permutation(order)(images)
+    np.testing.assert_array_equal(moved.reshape(2, 6, 3).numpy(), images.reshape(2, 6, 3).numpy()[:, order.numpy()])
+    features = torch.randn(4, 6)
+    assert torch.equal(Permutation(order)(features), features[:, order])
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270, 360])
+def test_right_angles_equal_numpy(degrees):
+    images = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    expected = np.rot90(images.numpy(), degrees // 90, axes=(1, 2))
+    np.testing.assert_array_equal(Rotation(degrees)(images).numpy(), expected)
+
+
+def test_permuted_domains_are_different_permutations_of_the_same_images():
+    stream = built(Permuted)
+    views = [stream.train.gather(e.train) for e in stream.experiences]
+    for view in views[1:]:
+        assert not torch.equal(view, views[0])
+        assert torch.equal(view.flatten(1).sort(1).values, views[0].flatten(1).sort(1).values)
+    assert built(Permuted).fingerprint == stream.fingerprint
+    assert built(Permuted, domain_seed=1).fingerprint != stream.fingerprint
+    first = built(Permuted, first=False)
+    assert isinstance(first.train.transforms[0], Identity)
+    assert torch.equal(first.train.gather(first.experiences[1].train), views[1])
+
+
+def test_growing_the_stream_keeps_its_first_domains():
+    short, long = built(Permuted), built(Permuted, experiences=5)
+    for a, b in zip(short.experiences, long.experiences, strict=False):
+        assert torch.equal(short.train.gather(a.train), long.train.gather(b.train))
+
+
+@pytest.mark.parametrize("setting", ["domain", "task", "class"])
+def test_settings(setting):
+    stream = built(Rotated, setting=setting, classes=4)
+    for i, (experience, task) in enumerate(zip(stream.experiences, stream.tasks, strict=True)):
+        first = 0 if setting == "domain" else 4 * i
+        assert experience.classes == task.classes == tuple(range(first, first + 4))
+        assert experience.num_seen_classes == first + 4
+        assert torch.bincount(stream.train.targets[experience.train]).tolist()[first:] == [6] * 4
+        assert torch.bincount(stream.test.targets[task.test]).tolist()[first:] == [3] * 4
+        assert (experience.task_id, task.task_id) == ((i, i) if setting == "task" else (None, None))
+        assert set(stream.train.domains[experience.train].tolist()) == {i}
+    assert stream.num_classes == (4 if setting == "domain" else 12)
+
+
+def test_shares_partition_the_images_and_keep_classes_balanced():
+    stream = built(Permuted, images="shares", train_per_class=7)
+    rows = [stream.train.rows[e.train] for e in stream.experiences]
+    joined = torch.cat(rows)
+    assert len(joined.unique()) == len(joined) == 70
+    for e in stream.experiences:
+        counts = torch.bincount(stream.train.targets[e.train]).tolist()
+        assert set(counts) <= {2, 3}
+    with pytest.raises(ConfigurationError, match="at least 8 training images of the class"):
+        built(Permuted, images="shares", train_per_class=7, experiences=8)
+
+
+def test_validation_samples_are_never_trained_on():
+    stream = built(Rotated, valid_per_class=2)
+    for e in stream.experiences:
+        trained, held = set(stream.train.rows[e.train].tolist()), set(stream.train.rows[e.valid].tolist())
+        assert len(held) == 20
+        assert not trained & held
+    assert torch.equal(stream.tasks[1].valid, stream.experiences[1].valid)
+
+
+def test_angles():
+    assert Rotated(experiences=4).angles() == [0, 45, 90, 135]
+    assert Rotated(experiences=3, degrees=90.0).angles() == [0, 30, 60]
+    assert Rotated(experiences=2, degrees=[10.0, -5.0]).angles() == [10, -5]
+    drawn = Rotated(experiences=50, degrees=None).angles()
+    assert len(set(drawn)) == 50
+    assert all(0 <= a < 180 for a in drawn)
+    with pytest.raises(ConfigurationError, match="one angle for each of 3 experiences, received 2"):
+        built(Rotated, degrees=[10.0, -5.0])
