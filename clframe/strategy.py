@@ -236,6 +236,7 @@ class RunContext(Protocol):
     num_classes: int
     num_experiences: int
     sample_bytes: int
+    input_shape: tuple[int, ...]
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return the CPU generator of a purpose in the current scope (experience, phase, epoch)."""
@@ -251,6 +252,13 @@ class RunContext(Protocol):
 
     def batches(self, ids: Tensor, batch_size: int | None = None) -> Iterator[Batch]:
         """Yield samples in order under the test transform: for statistics."""
+        ...
+
+    def training_batch(self, ids: Tensor, purpose: str) -> Batch:
+        """Return samples as one batch under the training augmentation, drawn from the purpose's own generator.
+
+        For a loss or a gradient that needs samples of its own beside the batch; they count as presented.
+        """
         ...
 
     def features(self, ids: Tensor, network: Network | None = None) -> Tensor:

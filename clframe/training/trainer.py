@@ -246,7 +246,8 @@ class Trainer:
         started = last_saved = last_shown = time.monotonic()
         for batch in batches:
             self._losses.append(stepper.step(batch))
-            self.counters["presentations"] += len(batch.x)
+            self.counters["presentations"] += len(batch.x) + self.context.presented
+            self.context.presented = 0
             self.position.step = batch.step + 1
             self._steps_here += 1
             stop = self._steps_here == self.stop_after
