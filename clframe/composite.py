@@ -152,6 +152,11 @@ class Composite(Strategy):
         """Whether every part has something to score."""
         return all(p.evaluates_after(experience) for p in self.parts)
 
+    @property
+    def scored_classes(self) -> int:
+        """The classes that every part scores."""
+        return min(p.scored_classes for p in self.parts)
+
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Return the report heads of all parts, the first part's primary one first."""
         heads: dict[str, Tensor] = {}

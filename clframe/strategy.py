@@ -331,8 +331,8 @@ class Strategy(Configurable):
         """Build the state, in attributes whose names end in an underscore."""
 
     def before_experience(self, experience: Experience) -> None:
-        """Grow the model; the default grows the classifier to the classes seen, in one piece."""
-        self.network.grow(experience.num_seen_classes, classes=experience.classes)
+        """Grow the model; the default grows the classifier to the classes seen, in one piece, unless it has more."""
+        self.network.grow(max(experience.num_seen_classes, self.network.num_classes), classes=experience.classes)
 
     def query(self, experience: Experience) -> Tensor:
         """Choose which samples of the pool to buy labels for; the default draws them at random.
@@ -386,6 +386,11 @@ class Strategy(Configurable):
     def evaluates_after(self, experience: Experience) -> bool:
         """Whether the model is to be scored after this experience."""
         return True
+
+    @property
+    def scored_classes(self) -> int:
+        """How many classes the report heads score, the first ones: a task of later classes alone is left out."""
+        return self.network.num_classes
 
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Map one forward pass over test images to scores (B, K) of every report head, the primary one first."""

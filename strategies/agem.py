@@ -36,8 +36,8 @@ class AGEM(OfferingStrategy):
         The paper's streams present every sample once, in a task-incremental setting with its own head for each task
         (`--head.name multi`); here any setting and any number of epochs. `policy=random` keeps ⌊memory_size / classes
         seen⌋ random samples of every class, chosen when an experience ends, where the paper keeps a fixed number; `ring` and
-        `reservoir` fill the memory on the way, and what they hold of the current experience is no reference. In a
-        stream without boundaries `random` is refused, and the whole memory is the reference.
+        `reservoir` fill the memory on the way, and what they hold of the current experience is no reference (of a class
+        that comes again, a ring soon holds nothing else). In a stream without boundaries `random` is refused, and the whole memory is the reference.
         The forward pass of the reference batch moves BatchNorm's running statistics, as in public code.
     """
 
@@ -68,6 +68,12 @@ class AGEM(OfferingStrategy):
         """Start with an empty memory."""
         super().setup()
         self.memory_ = self._new_memory(self.run)
+        self.past_ = self.memory_.ids
+
+    def before_experience(self, experience: Experience) -> None:
+        """Grow the classifier; what the memory holds now is of earlier experiences."""
+        super().before_experience(experience)
+        self.past_ = self.memory_.ids.clone()
 
     def _new_memory(self, run: RunContext) -> ExemplarMemory:
         return ExemplarMemory(self.memory_size, policy=self.policy, sample_bytes=run.sample_bytes)
@@ -76,24 +82,22 @@ class AGEM(OfferingStrategy):
 
     def after_backward(self, batch: Batch) -> None:
         """Project the gradient when it goes against the reference."""
-        rows = self.reference_rows(batch.experience)
-        if not len(rows):
+        ids = self.reference_ids()
+        if not len(ids):
             return
-        if (self.memory_batch or self.run.batch_size) < len(rows):
-            order = torch.randperm(len(rows), generator=self.run.rng("reference"))
-            rows = rows[order[: self.memory_batch or self.run.batch_size]]
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        reference = self.reference_gradients(self.run.training_batch(self.memory_.ids[rows], "reference"), parameters)
+        reference = self.reference_gradients(self.run.training_batch(ids, "reference"), parameters)
         for gradient, change in zip(gradients, projections(gradients, reference), strict=True):
             gradient.sub_(change)
 
-    def reference_rows(self, experience: Experience) -> Tensor:
-        """Return the positions in the memory of what earlier experiences left there."""
-        rows = torch.arange(len(self.memory_))
-        if self.policy == "random" or not self.run.boundaries:
-            return rows
-        return rows[~torch.isin(self.memory_.ids, experience.train)]
+    def reference_ids(self) -> Tensor:
+        """Draw samples of what earlier experiences left in the memory; without boundaries, of all that it holds."""
+        ids = self.memory_.ids
+        if self.run.boundaries:
+            ids = ids[torch.isin(ids, self.past_)]
+        order = torch.randperm(len(ids), generator=self.run.rng("reference"))
+        return ids[order[: self.memory_batch or self.run.batch_size]]
 
     def reference_gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> list[Tensor]:
         """Return g_ref, that of the mean loss on the batch."""
