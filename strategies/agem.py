@@ -33,11 +33,12 @@ class AGEM(OfferingStrategy):
     Report heads: `classifier`.
 
     Differs from the paper:
-        The paper's streams present every sample once, in a task-incremental setting with its own head for each task
+        The paper's streams present every sample once, in a task-incremental setting with a head of its own for each task
         (`--head.name multi`); here any setting and any number of epochs. `policy=random` keeps ⌊memory_size / classes
-        seen⌋ random samples of every class, chosen when an experience ends, where the paper keeps a fixed number; `ring` and
-        `reservoir` fill the memory on the way, and what they hold of the current experience is no reference (of a class
-        that comes again, a ring soon holds nothing else). In a stream without boundaries `random` is refused, and the whole memory is the reference.
+        seen⌋ random samples of every class, chosen when an experience ends, where the paper keeps a fixed number. The other
+        policies fill the memory on the way, and what they hold of the current experience is no reference; of a class
+        that comes again, a ring soon holds nothing else. In a stream without boundaries `random` is refused, and the
+        whole memory is the reference.
         The forward pass of the reference batch moves BatchNorm's running statistics, as in public code.
     """
 

@@ -12,6 +12,7 @@ import torch
 from clframe.errors import ConfigurationError
 from clframe.strategies.dark_er import DarkER
 from clframe.strategies.finetune import Finetune
+from clframe.strategies.lwf import LwF
 from clframe.strategies.replay import Replay
 from clframe.testing import check_strategy
 from clframe.testing.streams import synthetic_stream
@@ -93,6 +94,13 @@ def test_the_classifier_has_all_classes_and_predicts_those_seen(make):
     growing = make(DarkER(head_classes="seen")).run()
     assert growing.strategy.memory_.extras["logits"].isnan().any()
     assert not trial.strategy.memory_.extras["logits"].isnan().any()
+
+
+def test_in_a_composition_the_classifier_stays_whole(make):
+    trial = make(LwF(loss_over="seen") + DarkER(memory_size=8), evaluate_future=True).run()
+    assert trial.strategy.network.num_classes == 6
+    assert {after: set(c["task"]) for (_, after, _), c in trial.recorder.kept.items()} == {
+        1: {0}, 2: {0, 1}, 3: {0, 1, 2}}  # fmt: skip
 
 
 @pytest.mark.parametrize("loss_over", ["auto", "seen"])
