@@ -327,7 +327,7 @@ class Trainer:
                 heads = evaluate(self.strategy, stream, maker, tasks, split=split, batch_size=setup.eval_batch_size)
                 summary = self.recorder.predictions(split, after, heads)
                 if split == "test":
-                    norms = _head_norms(self.strategy.network)
+                    norms = _head_norms(self.strategy.network, self.strategy.scored_classes)
                     values = {"experience": after, "heads": list(heads), **summary, "head_norms": norms}
                     self.recorder.event("evaluation", values)
 
@@ -400,9 +400,9 @@ def _trainable(group: ParameterGroup) -> ParameterGroup:
     return ParameterGroup(kept, group.lr_scale, group.weight_decay)
 
 
-def _head_norms(network: Network) -> dict[str, list[float]]:
-    """Norms of the classifier's rows, for the error decomposition."""
+def _head_norms(network: Network, num_classes: int) -> dict[str, list[float]]:
+    """Norms of the classifier's rows of the first classes, for the error decomposition."""
     weight = getattr(network.classifier, "weight", None)
     if weight is None or not len(weight):
         return {}
-    return {"classifier": [round(v, 6) for v in weight.detach().float().norm(dim=1).tolist()]}
+    return {"classifier": [round(v, 6) for v in weight.detach().float().norm(dim=1)[:num_classes].tolist()]}

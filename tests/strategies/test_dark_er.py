@@ -91,6 +91,8 @@ def test_the_classifier_has_all_classes_and_predicts_those_seen(make):
     for (_, after, _), columns in trial.recorder.kept.items():
         assert columns["predicted"].max() < 2 * after
         assert columns["task"].max() < after  # a task of classes to come is not scored: no head would predict them
+    norms = [len(v["head_norms"]["classifier"]) for kind, v in trial.recorder.events if kind == "evaluation"]
+    assert norms == [2, 4, 6]
     growing = make(DarkER(head_classes="seen")).run()
     assert growing.strategy.memory_.extras["logits"].isnan().any()
     assert not trial.strategy.memory_.extras["logits"].isnan().any()
