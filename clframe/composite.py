@@ -166,6 +166,11 @@ class Composite(Strategy):
         """Let every part change what is scored, in order."""
         return reduce(lambda changed, part: part.final_output(changed), self.parts, output)
 
+    @property
+    def scored_classes(self) -> int:
+        """The classes that every part scores."""
+        return min(p.scored_classes for p in self.parts)
+
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Return the report heads of all parts, the first part's primary one first."""
         heads: dict[str, Tensor] = {}

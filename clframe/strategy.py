@@ -259,6 +259,7 @@ class RunContext(Protocol):
     num_experiences: int
     sample_bytes: int
     pretrained: bool
+    input_shape: tuple[int, ...]
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return the CPU generator of a purpose in the current scope (experience, phase, epoch)."""
@@ -274,6 +275,13 @@ class RunContext(Protocol):
 
     def batches(self, ids: Tensor, batch_size: int | None = None) -> Iterator[Batch]:
         """Yield samples in order under the test transform: for statistics."""
+        ...
+
+    def training_batch(self, ids: Tensor, purpose: str) -> Batch:
+        """Return samples as one batch under the training augmentation, drawn from the purpose's own generator.
+
+        For a loss or a gradient that needs samples of its own beside the batch; they count as presented.
+        """
         ...
 
     def features(self, ids: Tensor, network: Network | None = None) -> Tensor:
@@ -346,8 +354,8 @@ class Strategy(Configurable):
         """Build the state, in attributes whose names end in an underscore."""
 
     def before_experience(self, experience: Experience) -> None:
-        """Grow the model; the default grows the classifier to the classes seen, in one piece."""
-        self.network.grow(experience.num_seen_classes, classes=experience.classes)
+        """Grow the model; the default grows the classifier to the classes seen, in one piece, unless it has more."""
+        self.network.grow(max(experience.num_seen_classes, self.network.num_classes), classes=experience.classes)
 
     def query(self, experience: Experience) -> Tensor:
         """Choose which samples of the pool to buy labels for; the default draws them at random.
@@ -417,6 +425,11 @@ class Strategy(Configurable):
     def final_output(self, output: Output) -> Output:
         """Change what is scored, such as the logits of a classifier stage; in a composition, every part in order."""
         return output
+
+    @property
+    def scored_classes(self) -> int:
+        """How many classes the report heads score, the first ones: a task of later classes alone is left out."""
+        return self.network.num_classes
 
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Map one forward pass over test images to scores (B, K) of every report head, the primary one first."""

@@ -101,6 +101,8 @@ class Context:
         self.num_experiences = len(setup.stream.experiences)
         self.sample_bytes = sample_bytes(setup.stream.shape)
         self.pretrained = setup.pretrained
+        self.input_shape = setup.stream.shape
+        self.presented = 0  # samples that the strategy asked for beside the trainer's batches, not counted yet
         self.streams = RandomStreams(setup.seed, setup.init_seed, setup.data_seed)
         self.experience = setup.stream.experiences[0]
         self.network = self.fresh_network()
@@ -145,6 +147,11 @@ class Context:
         """Yield samples in order under the test transform; in a dry run at most two of them."""
         chosen = ids[:2] if self.setup.dry else ids
         return self.train_maker.in_order(chosen, batch_size or self.batch_size, self.experience)
+
+    def training_batch(self, ids: Tensor, purpose: str) -> Batch:
+        """Return samples as one batch under the training augmentation, drawn from the purpose's own generator."""
+        self.presented += len(ids)
+        return self.train_maker.drawn(ids, self.experience, self.rng(purpose))
 
     @torch.no_grad()
     def features(self, ids: Tensor, network: Network | None = None) -> Tensor:
