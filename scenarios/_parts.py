@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clframe.data import DataRoot, ImageData, find_source
-from clframe.errors import ConfigurationError
+from clframe.errors import ConfigurationError, did_you_mean
 from clframe.scenario import Scenario
 from clframe.spec import field
 from clframe.stream import AugmentationSpec, Stream, no_samples
@@ -22,6 +22,9 @@ __all__ = ["Material", "SourceScenario", "join", "rows_by_label", "seeded"]
 
 _VALID_SEED = 1993
 """Which samples are set aside must depend neither on the seed of a run nor on the class order."""
+
+_CLASS_LISTS = ("imagenet100",)
+"""The lists of classes beside this file."""
 
 _LARGEST_SEED = 2**32 - 1
 """Of NumPy's legacy generator."""
@@ -68,8 +71,11 @@ class SourceScenario(Scenario):
         default="natural",
         help="Class order: natural, seed:N (NumPy's legacy permutation; the literature's is seed:1993), or a list of labels.",
     )
-    classes: int | list[int] | None = field(
-        default=None, ge=0, help="Use only these source labels; a number means the first so many."
+    classes: int | list[int] | str | None = field(
+        default=None,
+        ge=0,
+        help="Use only these source labels; a number means the first so many, text a file that names a class in every "
+        "line (imagenet100 is at hand).",
     )
     train_per_class: int | None = field(
         default=None, ge=1, unit="samples", help="Use only the first so many training samples of every class."
@@ -92,13 +98,16 @@ class SourceScenario(Scenario):
 
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
         """Open the source and cut it."""
+        return self.cut(find_source(self.source, **self.source_options()).open(root, download=download))
+
+    def source_options(self) -> dict[str, Any]:
+        """Return the source's options that were set."""
         given = {
             "size": self.size,
             "skip_corrupt": self.skip_corrupt or None,
             "mode": None if self.mode == "auto" else self.mode,
         }
-        options = {name: value for name, value in given.items() if value is not None}
-        return self.cut(find_source(self.source, **options).open(root, download=download))
+        return {name: value for name, value in given.items() if value is not None}
 
     def cut(self, data: ImageData) -> Stream:
         """Cut an opened source into a stream; images are not touched.
@@ -119,7 +128,7 @@ class SourceScenario(Scenario):
         Raises:
             ConfigurationError: The source hasn't got them.
         """
-        order = self._class_order(data.num_classes)
+        order = self._class_order(data.class_names)
         relabel = torch.full((data.num_classes,), -1, dtype=torch.int64)
         relabel[torch.tensor(order)] = torch.arange(len(order))
         train_labels, test_labels = relabel[data.train.targets], relabel[data.test.targets]
@@ -129,9 +138,9 @@ class SourceScenario(Scenario):
         test = rows_by_label(test_labels, len(order), self.test_per_class)
         return Material(data, tuple(order), names, train_labels, test_labels, train, valid, test)
 
-    def _class_order(self, available: int) -> list[int]:
+    def _class_order(self, names: Sequence[str]) -> list[int]:
         """Return the source labels in the order in which they are learnt."""
-        labels = self._chosen_labels(available)
+        labels = self._chosen_labels(names)
         if isinstance(self.order, list):
             if sorted(self.order) != sorted(labels):
                 raise ConfigurationError(
@@ -148,8 +157,42 @@ class SourceScenario(Scenario):
             )
         return [labels[k] for k in np.random.RandomState(int(seed)).permutation(len(labels)).tolist()]
 
-    def _chosen_labels(self, available: int) -> list[int]:
-        chosen = self.classes
+    def class_list(self) -> list[str] | None:
+        """Return the classes that `classes` names by a file; None where it is a number, labels or nothing.
+
+        Raises:
+            ConfigurationError: The file is missing, empty, or names a class twice.
+        """
+        if not isinstance(self.classes, str):
+            return None
+        own = self.classes in _CLASS_LISTS
+        path = Path(__file__).with_name(f"{self.classes}.txt") if own else Path(self.classes).expanduser()
+        if not path.is_file():
+            raise ConfigurationError(
+                f"scenario.classes: expected a number, a list of labels, or a file that names a class in every line, "
+                f"received {self.classes!r}, which is no file."
+            )
+        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        names = [line for line in lines if line and not line.startswith("#")]
+        if not names or len(set(names)) < len(names):
+            what = next((repr(n) + " twice" for n in names if names.count(n) > 1), "none")
+            raise ConfigurationError(f"scenario.classes: expected every class once in {path}, received {what}.")
+        return names
+
+    def _named_labels(self, listed: Sequence[str], names: Sequence[str]) -> list[int]:
+        place = {name: label for label, name in enumerate(names)}
+        missing = [name for name in listed if name not in place]
+        if missing:
+            raise ConfigurationError(
+                f"scenario.classes: {len(missing)} of the {len(listed)} classes in {self.classes} are not among the source's "
+                f"{len(names)}, {missing[0]!r} for instance.{did_you_mean(missing[0], names)}"
+            )
+        return [place[name] for name in listed]
+
+    def _chosen_labels(self, names: Sequence[str]) -> list[int]:
+        listed, chosen, available = self.class_list(), self.classes, len(names)
+        if listed is not None:
+            return self._named_labels(listed, names)
         if isinstance(chosen, list):
             good = bool(chosen) and len(set(chosen)) == len(chosen) and set(chosen) <= set(range(available))
             if not good:
@@ -157,9 +200,10 @@ class SourceScenario(Scenario):
                     f"scenario.classes: expected at least one label, all different and in 0..{available - 1}, received {chosen}."
                 )
             return list(chosen)
-        if chosen is not None and not 1 <= chosen <= available:
+        count = available if chosen is None else int(chosen)
+        if not 1 <= count <= available:
             raise ConfigurationError(f"scenario.classes: expected 1 to {available} classes, received {chosen}.")
-        return list(range(available if chosen is None else chosen))
+        return list(range(count))
 
     def _set_aside(
         self, rows: list[Tensor], order: Sequence[int], names: Sequence[str]
