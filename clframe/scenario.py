@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import typing
+from typing import Any, ClassVar
 
 from clframe.data.root import DataRoot
-from clframe.spec import Configurable
-from clframe.stream import Stream
+from clframe.spec import Configurable, fields_of
+from clframe.stream import Setting, Stream
 
-__all__ = ["Scenario"]
+__all__ = ["Scenario", "settings_of"]
 
 
 class Scenario(Configurable):
@@ -20,6 +21,10 @@ class Scenario(Configurable):
 
     version: ClassVar[int] = 1
     history: ClassVar[tuple[str, ...]] = ("1: first version.",)
+    settings: ClassVar[tuple[Setting, ...]] = ()
+    """Which settings the streams may have, where no field `setting` says so; empty: not said."""
+    example: ClassVar[str] = ""
+    """Options of a command that shows it on embedded data; empty: made from the fields."""
 
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
         """Make the stream.
@@ -33,3 +38,13 @@ class Scenario(Configurable):
             DataError: The source is missing or damaged.
         """
         raise NotImplementedError(f"{type(self).__name__} must say how its stream is built.")
+
+
+def settings_of(cls: Any) -> tuple[str, ...]:
+    """Return the settings that a scenario's streams may have, the usual one first; empty where the class doesn't say."""
+    info = next((f for f in fields_of(cls) if f.name == "setting"), None)
+    declared = tuple(getattr(cls, "settings", ()))
+    if declared or info is None:
+        return declared
+    choices = [str(choice) for choice in typing.get_args(info.type)]
+    return tuple(sorted(choices, key=lambda choice: choice != info.default))

@@ -18,13 +18,14 @@ class ImageNetSubset(SplitFolder):
     """Class-incremental learning of ImageNet or some of its classes, or of any images that are treated like it.
 
     Every image is once fitted to a square of `size` pixels: its shorter side resized, the centre cut out. In training a
-    random area (8 to 100 %) of that square with a random aspect ratio is resized to `crop` pixels and mirrored at random;
-    in testing the central `crop` pixels are taken. The literature's full resolution is 256 and 224; `--scenario.size 64
-    --scenario.crop 64` is the downsampled form, whose test images are used whole.
+    random area (8 to 100 %) of that square with a random aspect ratio is resized to `crop` pixels and mirrored at
+    random; in testing the central `crop` pixels are taken. The literature's full resolution is 256 and 224;
+    `--scenario.size 64 --scenario.crop 64` is the downsampled form, whose test images are used whole.
 
     `classes` chooses some, as a number (the first so many by folder name) or a file that names one in every line; only
-    these are read, so that a subset of a complete ImageNet tree costs no more than a tree of its own. The usual protocols are
-    B0 (`--scenario.increment 10`) and B50 (`--scenario.base 50 --scenario.increment 10`), with any increment.
+    these are read, so that a subset of a complete ImageNet tree costs no more than a tree of its own. The usual
+    protocols are B0 (`--scenario.increment 10`) and B50 (`--scenario.base 50 --scenario.increment 10`), with any
+    increment.
 
     Version history:
         1: first version.
@@ -82,11 +83,11 @@ class ImageNetSubset(SplitFolder):
 class ImageNet100(ImageNetSubset):
     """ImageNet-100: the first 100 classes of ILSVRC 2012 by WordNet id, ten experiences of ten in seed-1993 order (B0).
 
-    The list is that of the PODNet and DER repositories, whose images are the complete ones of ILSVRC: about 128,900 to train
-    on and 50 of each class to test on. Another hundred classes is a file of names (`--scenario.classes mine.txt`). B50 is
-    `--scenario.base 50 --scenario.increment 10`. Decoded at 256 pixels it takes about 25 GB, above the 8 GiB that are stored
-    without asking: worker processes decode at every use unless `--scenario.mode store` says otherwise. How images are fitted,
-    cropped and mirrored is that of `imagenet_subset`.
+    The list is that of the PODNet and DER repositories, whose images are the complete ones of ILSVRC: about 128,900 to
+    train on and 50 of each class to test on. Another hundred classes is a file of names (`--scenario.classes
+    mine.txt`). B50 is `--scenario.base 50 --scenario.increment 10`. Decoded at 256 pixels it takes about 25 GB, above
+    the 8 GiB that are stored without asking: worker processes decode at every use unless `--scenario.mode store` says
+    otherwise. How images are fitted, cropped and mirrored is that of `imagenet_subset`.
 
     Version history:
         1: first version.

@@ -42,6 +42,8 @@ class Split(GroupedScenario):
     prefix: ClassVar[str] = "split"
     """What the name of the stream begins with."""
 
+    example: ClassVar[str] = "--scenario.source digits --scenario.experiences 5"
+
     setting: Setting = field(default="class", help="class, task (ids given) or domain (labels shared).")
 
     def cut(self, data: ImageData) -> Stream:
@@ -148,6 +150,7 @@ class SplitCIFAR10(Split):
 class SplitCIFAR100(Split):
     """Split CIFAR-100: ten experiences of ten classes in the literature's order (seed 1993) by default."""
 
+    example: ClassVar[str] = "--scenario.source digits --scenario.increment 2"
     usual_experiences: ClassVar[int | None] = 10
     source: str = field(default="cifar100", help="The data set.")
     order: str | list[int] = field(default="seed:1993", help="Class order: natural, seed:N or a list of labels.")
@@ -160,6 +163,7 @@ class SplitTinyImageNet(Split):
     are used as they are.
     """
 
+    example: ClassVar[str] = "--scenario.source digits --scenario.increment 2"
     augmentation: ClassVar[AugmentationSpec] = "crop_flip"
     usual_experiences: ClassVar[int | None] = 10
     source: str = field(default="tiny_imagenet", help="The data set.")
@@ -172,6 +176,8 @@ class SplitFolder(Split):
     The layout is `train/CLASS/…` beside `test/CLASS/…` or `val/CLASS/…`, as a folder, zip or tar; or a folder of parquet
     files as the Hugging Face hub stores them. Images of many sizes need `size`.
     """
+
+    example: ClassVar[str] = "--scenario.source digits --scenario.experiences 5"
 
     image_column: str | None = field(
         default=None, help="Of parquet files: the column of images; none: found by its type."
