@@ -35,6 +35,7 @@ class SiBlurry(SequenceScenario):
     """
 
     stochastic: ClassVar[bool] = True
+    example: ClassVar[str] = "--scenario.evaluate-every 100"
 
     num_tasks: int = field(default=5, ge=1, help="T, tasks whose classes are drawn (5 in the paper).")
     disjoint_percent: float = field(default=50.0, ge=0, le=100, unit="% of classes", help="N (50 in the paper).")
@@ -103,6 +104,7 @@ class IBlurry(SiBlurry):
     """
 
     stochastic: ClassVar[bool] = False
+    example: ClassVar[str] = "--scenario.evaluate-every 100"
 
 
 def _rows_of(rows: list[Int], classes: Int) -> Int:
