@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clframe._version import __version__
 
 if TYPE_CHECKING:
-    from clframe.api import Plan, compare, load, plan, resume, run
+    from clframe.api import Plan, compare, load, plan, pretrain, resume, run
     from clframe.composite import Composite
     from clframe.errors import ClframeError
     from clframe.memory import ExemplarMemory
@@ -33,6 +33,7 @@ _HOME = {
     "compare": "api",
     "load": "api",
     "plan": "api",
+    "pretrain": "api",
     "resume": "api",
     "run": "api",
     "Composite": "composite",
@@ -80,6 +81,7 @@ __all__ = [
     "field",
     "load",
     "plan",
+    "pretrain",
     "register",
     "resume",
     "run",

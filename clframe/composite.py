@@ -203,8 +203,9 @@ def _free(name: str, taken: Iterable[str]) -> str:
 def _merge(a: Tags, b: Tags) -> Tags:
     """Both must be able to, either may need."""
     either: dict[str, Any] = {
-        name: getattr(a, name) or getattr(b, name)
-        for name in ("needs_boundaries", "needs_all_data", "needs_pretrained", "needs_layernorm", "stores_samples")
+        f.name: getattr(a, f.name) or getattr(b, f.name)
+        for f in dataclasses.fields(Tags)
+        if f.name.startswith("needs_") or f.name == "stores_samples"
     }
     return Tags(
         settings=a.settings & b.settings,

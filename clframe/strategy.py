@@ -43,6 +43,7 @@ class Tags:
         needs_all_data: It keeps the whole history (an upper bound, not a continual learner).
         needs_pretrained: It needs a backbone with weights.
         needs_layernorm: It needs a backbone that has LayerNorm.
+        needs_batchnorm: It needs a backbone that has BatchNorm.
         stores_samples: It keeps exemplars.
         online: It also works when every sample is presented once.
         uses_unlabelled: It can learn from samples without labels.
@@ -55,6 +56,7 @@ class Tags:
     needs_all_data: bool = False
     needs_pretrained: bool = False
     needs_layernorm: bool = False
+    needs_batchnorm: bool = False
     stores_samples: bool = False
     online: bool = True
     uses_unlabelled: bool = False

@@ -247,6 +247,7 @@ def needs_of(tags: Any) -> str:
         "needs_all_data": "the whole history of data",
         "needs_pretrained": "a backbone with weights (--backbone.weights FILE)",
         "needs_layernorm": "a backbone with LayerNorm",
+        "needs_batchnorm": "a backbone with BatchNorm",
     }
     facts = {
         "stores_samples": "keeps exemplars",
