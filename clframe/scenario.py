@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from clframe.data.root import DataRoot
 from clframe.spec import Configurable
@@ -20,6 +20,14 @@ class Scenario(Configurable):
 
     version: ClassVar[int] = 1
     history: ClassVar[tuple[str, ...]] = ("1: first version.",)
+
+    def settled(self) -> Self:
+        """Return this scenario with what small text files say in the place of their names, for the record of a run.
+
+        Raises:
+            ConfigurationError: Such a file is missing or says nothing.
+        """
+        return self
 
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
         """Make the stream.

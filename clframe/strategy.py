@@ -60,6 +60,7 @@ class Tags:
         needs_pretrained: It needs a backbone with weights.
         needs_layernorm: It needs a backbone that has LayerNorm.
         needs_exemplars: It needs the exemplars of another part of its composition.
+        needs_batchnorm: It needs a backbone that has BatchNorm.
         stores_samples: It keeps exemplars.
         grows_features: It adds extractors, so that features of different experiences have different lengths.
         online: It also works when every sample is presented once.
@@ -75,6 +76,7 @@ class Tags:
     needs_pretrained: bool = False
     needs_layernorm: bool = False
     needs_exemplars: bool = False
+    needs_batchnorm: bool = False
     stores_samples: bool = False
     grows_features: bool = False
     online: bool = True

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from clframe.composite import leaves, tags_of
 from clframe.config import RunConfig, resolve
@@ -136,8 +137,12 @@ def check_fit(
         ),
         (_has(stream, "forget") and not tags.can_unlearn, "can't unlearn samples, which this stream asks for"),
         (
-            tags.needs_layernorm and not _has_layernorm(backbone, shape or stream.shape),
+            tags.needs_layernorm and not _has_layers(backbone, shape or stream.shape, nn.LayerNorm),
             "needs a backbone with LayerNorm, such as vit_tiny",
+        ),
+        (
+            tags.needs_batchnorm and not _has_layers(backbone, shape or stream.shape, nn.modules.batchnorm._BatchNorm),
+            "needs a backbone with BatchNorm, such as resnet32",
         ),
         (
             tags.needs_pretrained and not _pretrained(backbone),
@@ -180,9 +185,9 @@ def _leaves_classes(stream: Stream) -> bool:
     return any(e.classes and len(e.classes) < e.num_seen_classes for e in stream.experiences)
 
 
-def _has_layernorm(backbone: BackboneConfig, shape: tuple[int, ...]) -> bool:
+def _has_layers(backbone: BackboneConfig, shape: tuple[int, ...], kind: type[nn.Module]) -> bool:
     with torch.device("meta"):
-        return any(isinstance(m, torch.nn.LayerNorm) for m in backbone.skeleton(shape).modules())
+        return any(isinstance(m, kind) for m in backbone.skeleton(shape).modules())
 
 
 def _pretrained(backbone: BackboneConfig) -> bool:
@@ -257,6 +262,7 @@ def load_strategy(directory: RunDirectory, backbone: Any = None, strategy: Any =
         record["strategy"] = strategy
     stream = _hollow_stream(directory.stream)
     record["scenario"] = stream
+    record.pop("weights", None)  # every value comes from the checkpoint: the file may be gone
     config = resolve({**record, "device": "cpu", "precision": "fp32", "threads": None})
     setup = build_setup(config, stream)
     state = read_checkpoint(directory.checkpoints / "latest.pt")

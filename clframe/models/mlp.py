@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -75,6 +75,8 @@ class PerceptronNet(Backbone):
 
 class MLP(BackboneConfig):
     """Multi-layer perceptron; D is the number of units of the last hidden layer."""
+
+    free_options: ClassVar[frozenset[str]] = frozenset({"dropout"})
 
     hidden: list[int] = field(default_factory=lambda: [400, 400], unit="units", help="Units of each hidden layer.")
     activation: Activation = field(default="relu", help="Activation after each hidden layer.")

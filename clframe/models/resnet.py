@@ -218,6 +218,8 @@ class ResNet56(CifarResNet):
 class WideStemResNet(BackboneConfig):
     """ResNet of four stages of width, 2·width, 4·width and 8·width channels; D = 8·width."""
 
+    free_options: ClassVar[frozenset[str]] = frozenset({"zero_init_last"})
+
     stem: Stem = field(
         default="cifar",
         help="cifar: 3×3 of step 1; imagenet: 7×7 of step 2 and max-pooling; imagenet_3x3: 3×3 of step 1 and max-pooling "
