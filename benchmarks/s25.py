@@ -73,6 +73,10 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     # the papers' own forms
     "der": {"strategy": {"name": "der", **MEMORY}, "head": {"bias": False, "init": "kaiming_normal"}},
+    "der_masks": {
+        "strategy": {"name": "der", "masks": True, **MEMORY},
+        "head": {"bias": False, "init": "kaiming_normal"},
+    },
 }
 
 
