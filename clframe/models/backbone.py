@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import types
@@ -20,6 +21,7 @@ from clframe.spec import Configurable, field
 __all__ = [
     "Backbone",
     "BackboneConfig",
+    "ChannelLayer",
     "UserBackbone",
     "UserBackboneConfig",
     "backbone_config",
@@ -28,6 +30,26 @@ __all__ = [
 ]
 
 TIMM_PREFIX = "timm/"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChannelLayer:
+    """A convolution or linear layer, and the sets of channels that it reads and writes.
+
+    A set of channels has the name of the place where a gate on it is attached, such as `layer1.0.gate`. Several layers
+    may write one set, such as a convolution and the projection that is added to it.
+
+    Attributes:
+        module: The layer's name in the backbone.
+        reads: The set of channels that it reads; None for the network's input.
+        writes: The set of channels that it writes.
+        norm: Name of the normalisation, channel by channel, of what it writes.
+    """
+
+    module: str
+    reads: str | None
+    writes: str
+    norm: str | None = None
 
 
 class Backbone(nn.Module):
@@ -64,6 +86,20 @@ class Backbone(nn.Module):
     def weights_target(self) -> nn.Module:
         """The module whose tensor names a weights file uses; a wrapper returns what it wraps."""
         return self
+
+    kept_channels: dict[str, list[int]] | None = None
+    """Numbers of the channels that stayed of every set, once channels have been pruned; see `clframe.models.prune`."""
+
+    def channel_layers(self) -> tuple[ChannelLayer, ...]:
+        """Describe the layers whose channels can be gated and pruned, in the order of the computation.
+
+        A backbone that gives any promises that a channel whose gate is 0 reaches nothing but the readers of its set, as
+        exact zeros, and that the last layer writes the features. Without support there are none.
+        """
+        return ()
+
+    def rewire(self, kept: Mapping[str, list[int]]) -> None:
+        """Adapt what joins sets of channels, such as shortcuts, to the channels that are kept (all sets, by name)."""
 
 
 class BackboneConfig(Configurable):

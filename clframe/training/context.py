@@ -130,7 +130,8 @@ class Context:
             return self.place(Network(self.setup.factory, self.setup.head))
 
     def place(self, network: Network) -> Network:
-        """Move a network to the run's device and memory format."""
+        """Move a network to the run's device and memory format, and let it make further branches as the run does."""
+        network.set_factory(self.setup.factory)
         network = network.to(self.device)
         return network.to(memory_format=torch.channels_last) if self.setup.channels_last else network
 
