@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -18,13 +18,20 @@ from clframe.scenario import Scenario
 from clframe.spec import field
 from clframe.stream import AugmentationSpec, Stream, no_samples
 
-__all__ = ["Material", "SourceScenario", "join", "rows_by_label", "seeded"]
+__all__ = ["Material", "SourceScenario", "join", "rows_by_label", "seeded", "source_field"]
 
 _VALID_SEED = 1993
 """Which samples are set aside must depend neither on the seed of a run nor on the class order."""
 
 _LARGEST_SEED = 2**32 - 1
 """Of NumPy's legacy generator."""
+
+
+def source_field(default: str) -> Any:
+    """Return the field `source` with a default: the embedded digits wherever a scenario fits any data set."""
+    return field(
+        default=default, help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +124,22 @@ class SourceScenario(Scenario):
             ConfigurationError: The parameters don't fit the source.
         """
         raise NotImplementedError(f"{type(self).__name__} must say how a source is cut.")
+
+    def stream(self, data: ImageData, name: str, **parts: Any) -> Stream:
+        """Put a stream together, with what it takes from its source, and check it.
+
+        Args:
+            data: The opened source.
+            name: Of the stream.
+            **parts: Everything else that a `Stream` needs or that differs from its defaults.
+
+        Raises:
+            ContractError: The parts don't fit together.
+        """
+        given = {"augmentation": self.augmentation, **parts}
+        stream = Stream(name=name, mean=data.mean, std=data.std, data_fingerprint=data.fingerprint, **given)
+        stream.check()
+        return stream
 
     def title(self, prefix: str) -> str:
         """Return what tables call the stream: the prefix and the source's name."""

@@ -83,7 +83,7 @@ class PerceptronNet(Backbone):
         if not self._gateable:
             return ()
         names = [f"gates.{i}" for i in self._taps]
-        reads = [None, *names[:-1]]
+        reads = [None, *names][: len(names)]
         return tuple(ChannelLayer(f"layers.{i}", r, n) for i, r, n in zip(self._taps, reads, names, strict=True))
 
 

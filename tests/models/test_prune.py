@@ -294,3 +294,9 @@ def test_every_step_runs_on_the_meta_device():
     net.prune_branch(0, NESTED)
     assert all(t.is_meta for t in (*net.parameters(), *net.buffers()))
     assert net(X.to("meta")).logits.shape == (5, 2)
+
+
+def test_a_perceptron_without_hidden_layers_has_no_channels_to_gate():
+    backbone = build_backbone("mlp", {"hidden": []}, (5,))
+    assert backbone.channel_layers() == ()
+    assert gates_of(backbone) == {}
