@@ -271,6 +271,10 @@ class RunContext(Protocol):
         """Return a newly initialised network of the run's architecture, without classes."""
         ...
 
+    def grow(self, experience: Experience) -> None:
+        """Grow the classifier to the classes seen; growing again for the same experience changes nothing."""
+        ...
+
     def targets(self, ids: Tensor) -> Tensor:
         """Return the labels of training samples, on the CPU."""
         ...
@@ -357,7 +361,7 @@ class Strategy(Configurable):
 
     def before_experience(self, experience: Experience) -> None:
         """Grow the model; the default grows the classifier to the classes seen, in one piece, unless it has more."""
-        self.network.grow(max(experience.num_seen_classes, self.network.num_classes), classes=experience.classes)
+        self.run.grow(experience)
 
     def query(self, experience: Experience) -> Tensor:
         """Choose which samples of the pool to buy labels for; the default draws them at random.
