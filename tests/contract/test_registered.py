@@ -36,7 +36,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("podnet", {"hinge": True, "flat_weight": 0.0, "budget": "per_class", "memory_size": 2}),
     ("replay+ewc", {}),
     ("lwf+ewc", {}),
-    ("bic+ewc", {}),
+    ("bic+ewc", {"strength": 1.0}),
     ("podnet+ewc", {}),
 ]
 """Forms beside the defaults of everything registered."""
