@@ -75,7 +75,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("podnet", {"hinge": True, "flat_weight": 0.0, "budget": "per_class", "memory_size": 2}),
     ("replay+ewc", {}),
     ("lwf+ewc", {}),
-    ("bic+ewc", {}),
+    ("bic+ewc", {"strength": 1.0}),
     ("podnet+ewc", {}),
     ("layernorm_tuning", {"form": "single_stage"}),
     ("layernorm_tuning", {"key_epochs": 0, "head_epochs": 3, "head_lr": 0.01}),
