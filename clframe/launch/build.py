@@ -48,6 +48,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
     augmentation, test_transform = _transforms(config, stream)
     shape = stream.shape if test_transform is None else test_transform.output_shape(stream.shape)
     check_fit(config.strategy, stream, config.backbone, shape)
+    _check_single_pass(config.strategy, stream)
     make, skeleton = _factories(config.backbone, shape)
     return Setup(
         stream=stream,
@@ -157,19 +158,22 @@ def check_fit(
     ]
     usual = ": choose another strategy or scenario"
     problems = [f"{name} {text}{'' if ': ' in text else usual}." for bad, text in wrong if bad]
-    if stream.online and tags.online and _repeats(strategy):
-        problems.append(
-            f"The scenario {stream.name!r} presents every sample once, but strategy.epochs is {strategy.epochs}: add "
-            "--epochs 1, or set scenario.online to false."
-        )
     if problems:
         raise ConfigurationError("\n".join(problems))
 
 
-def _repeats(strategy: Strategy) -> bool:
-    """Whether the main phase presents samples more than once; methods with phases of their own know what they do."""
+def _check_single_pass(strategy: Strategy, stream: Stream) -> None:
+    """Refuse a main phase that presents samples of a single-pass stream again; methods with phases of their own know.
+
+    Raises:
+        ConfigurationError: `strategy.epochs` is more than 1.
+    """
     own = any(type(part).phases is not Strategy.phases for part in leaves(strategy))
-    return not own and max(strategy.epochs, strategy.first_epochs or 0) > 1
+    if stream.online and not own and max(strategy.epochs, strategy.first_epochs or 0) > 1:
+        raise ConfigurationError(
+            f"The scenario {stream.name!r} presents every sample once, but strategy.epochs is {strategy.epochs}: add "
+            "--epochs 1, or set scenario.online to false."
+        )
 
 
 def _words(values: Any) -> str:

@@ -59,7 +59,8 @@ def test_the_file_says_where_it_comes_from(pretrained: Path) -> None:
     assert said["data"] == {"name": "split_digits", "fingerprint": stream["data_fingerprint"], "train": 120,
                             "test": stream["experiences"][0]["test"]}  # fmt: skip
     assert said["input"] == {"shape": [1, 8, 8], "mean": stream["mean"], "std": stream["std"]}
-    assert said["backbone"] == {"name": "vit_tiny", **VIT, "mlp_ratio": 4.0, "dropout": 0.0}
+    assert said["backbone"] == {"name": "vit_tiny", **VIT, "mlp_ratio": 4.0, "dropout": 0.0,
+                                "input_mean": None, "input_std": None}  # fmt: skip
     assert (said["recipe"]["epochs"], said["recipe"]["optimizer"]["name"], said["seed"]) == (2, "adamw", 3)
     assert said["recipe"]["precision"] in ("fp32", "bf16")
     assert said["config"] == yaml.safe_load((pretrained / "run" / "config.yaml").read_text())

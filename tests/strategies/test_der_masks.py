@@ -177,7 +177,7 @@ def test_the_next_extractor_is_whole_and_starts_from_what_was_kept(make):
         assert not new[[k for k in range(12) if k not in rows]].any()
 
 
-@pytest.mark.parametrize("stop_after", [1, 6, 8, 13, 17, 20, 31])
+@pytest.mark.parametrize("stop_after", [1, 6, 13, 17, 31])
 def test_it_resumes_inside_every_stage(resumes, stop_after):
     resumes(DER(warmup_epochs=1, **MASKED), stop_after, backbone=SMALL)
 
