@@ -108,6 +108,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "agem": {"strategy": {"name": "agem", **STEP}},
     # 64 epochs over 250 exemplars present about as much as 12 over an experience and them
     "gdumb": {"strategy": {"name": "gdumb", **MEMORY}, "epochs": 64},
+    "der_masks": {
+        "strategy": {"name": "der", "masks": True, **MEMORY},
+        "head": {"bias": False, "init": "kaiming_normal"},
+    },
 }
 
 

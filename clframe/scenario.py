@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from clframe.data.root import DataRoot
 from clframe.spec import Configurable, fields_of
@@ -25,6 +25,14 @@ class Scenario(Configurable):
     """Which settings the streams may have, where no field `setting` says so; empty: not said."""
     example: ClassVar[str] = ""
     """Options of a command that shows it on embedded data; empty: made from the fields."""
+
+    def settled(self) -> Self:
+        """Return this scenario with what small text files say in the place of their names, for the record of a run.
+
+        Raises:
+            ConfigurationError: Such a file is missing or says nothing.
+        """
+        return self
 
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
         """Make the stream.

@@ -60,6 +60,7 @@ class Tags:
         needs_pretrained: It needs a backbone with weights.
         needs_layernorm: It needs a backbone that has LayerNorm.
         needs_exemplars: It needs the exemplars of another part of its composition.
+        needs_batchnorm: It needs a backbone that has BatchNorm.
         stores_samples: It keeps exemplars.
         grows_features: It adds extractors, so that features of different experiences have different lengths.
         online: It also works when every sample is presented once.
@@ -75,6 +76,7 @@ class Tags:
     needs_pretrained: bool = False
     needs_layernorm: bool = False
     needs_exemplars: bool = False
+    needs_batchnorm: bool = False
     stores_samples: bool = False
     grows_features: bool = False
     online: bool = True
@@ -269,6 +271,10 @@ class RunContext(Protocol):
         """Return a newly initialised network of the run's architecture, without classes."""
         ...
 
+    def grow(self, experience: Experience) -> None:
+        """Grow the classifier to the classes seen; growing again for the same experience changes nothing."""
+        ...
+
     def targets(self, ids: Tensor) -> Tensor:
         """Return the labels of training samples, on the CPU."""
         ...
@@ -355,7 +361,7 @@ class Strategy(Configurable):
 
     def before_experience(self, experience: Experience) -> None:
         """Grow the model; the default grows the classifier to the classes seen, in one piece, unless it has more."""
-        self.network.grow(max(experience.num_seen_classes, self.network.num_classes), classes=experience.classes)
+        self.run.grow(experience)
 
     def query(self, experience: Experience) -> Tensor:
         """Choose which samples of the pool to buy labels for; the default draws them at random.

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from clframe.scenario import Scenario
 from clframe.spec import field
 from clframe.stream import AugmentationSpec, Stream, no_samples
 
-__all__ = ["Material", "SourceScenario", "join", "rows_by_label", "seeded"]
+__all__ = ["Material", "SourceScenario", "join", "rows_by_label", "seeded", "source_field"]
 
 _VALID_SEED = 1993
 """Which samples are set aside must depend neither on the seed of a run nor on the class order."""
@@ -28,6 +28,13 @@ _CLASS_LISTS = ("imagenet100",)
 
 _LARGEST_SEED = 2**32 - 1
 """Of NumPy's legacy generator."""
+
+
+def source_field(default: str) -> Any:
+    """Return the field `source` with a default: the embedded digits wherever a scenario fits any data set."""
+    return field(
+        default=default, help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +78,17 @@ class SourceScenario(Scenario):
         default="natural",
         help="Class order: natural, seed:N (NumPy's legacy permutation; the literature's is seed:1993), or a list of labels.",
     )
-    classes: int | list[int] | str | None = field(
+    classes: int | list[int | str] | str | None = field(
         default=None,
         ge=0,
-        help="Use only these source labels; a number means the first so many, text a file that names a class in every "
-        "line (imagenet100 is at hand).",
+        help="Use only these classes: labels or names, or the path of a text file with one on each line; a number means the "
+        "first so many, imagenet100 the list of that name.",
+    )
+    exclude: str | list[int | str] | None = field(
+        default=None,
+        ge=0,
+        help="Leave out these classes: labels or names, or the path of a text file with one on each line (# begins a "
+        "comment). Counted after `classes` has chosen.",
     )
     train_per_class: int | None = field(
         default=None, ge=1, unit="samples", help="Use only the first so many training samples of every class."
@@ -95,6 +108,15 @@ class SourceScenario(Scenario):
         help="Images of a folder or archive: decoded once into a store mapped from the cache, or decoded by worker "
         "processes at every use; auto: a store up to 8 GiB.",
     )
+
+    def settled(self) -> Self:
+        """Put the classes that a file names into the place of its path."""
+        changes: dict[str, Any] = {}
+        if isinstance(self.classes, str) and self.classes not in _CLASS_LISTS:
+            changes["classes"] = self.class_list()
+        if isinstance(self.exclude, str):
+            changes["exclude"] = _listed(Path(self.exclude), "exclude")
+        return self.replace(**changes) if changes else self
 
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
         """Open the source and cut it."""
@@ -116,6 +138,22 @@ class SourceScenario(Scenario):
             ConfigurationError: The parameters don't fit the source.
         """
         raise NotImplementedError(f"{type(self).__name__} must say how a source is cut.")
+
+    def stream(self, data: ImageData, name: str, **parts: Any) -> Stream:
+        """Put a stream together, with what it takes from its source, and check it.
+
+        Args:
+            data: The opened source.
+            name: Of the stream.
+            **parts: Everything else that a `Stream` needs or that differs from its defaults.
+
+        Raises:
+            ContractError: The parts don't fit together.
+        """
+        given = {"augmentation": self.augmentation, **parts}
+        stream = Stream(name=name, mean=data.mean, std=data.std, data_fingerprint=data.fingerprint, **given)
+        stream.check()
+        return stream
 
     def title(self, prefix: str) -> str:
         """Return what tables call the stream: the prefix and the source's name."""
@@ -157,53 +195,42 @@ class SourceScenario(Scenario):
             )
         return [labels[k] for k in np.random.RandomState(int(seed)).permutation(len(labels)).tolist()]
 
-    def class_list(self) -> list[str] | None:
-        """Return the classes that `classes` names by a file; None where it is a number, labels or nothing.
+    def only_named(self) -> list[str] | None:
+        """Return the classes that `classes` names; None where it is a number, or labels are among them."""
+        chosen = self.class_list() if isinstance(self.classes, str) else self.classes
+        if not isinstance(chosen, list):
+            return None
+        names = [c for c in chosen if isinstance(c, str) and not c.isdecimal()]
+        return names if len(names) == len(chosen) else None
+
+    def class_list(self) -> list[int | str]:
+        """Return what the file of `classes` lists.
 
         Raises:
-            ConfigurationError: The file is missing, empty, or names a class twice.
+            ConfigurationError: There is no such file, or it lists none.
         """
-        if not isinstance(self.classes, str):
-            return None
-        own = self.classes in _CLASS_LISTS
-        path = Path(__file__).with_name(f"{self.classes}.txt") if own else Path(self.classes).expanduser()
-        if not path.is_file():
-            raise ConfigurationError(
-                f"scenario.classes: expected a number, a list of labels, or a file that names a class in every line, "
-                f"received {self.classes!r}, which is no file."
-            )
-        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-        names = [line for line in lines if line and not line.startswith("#")]
-        if not names or len(set(names)) < len(names):
-            what = next((repr(n) + " twice" for n in names if names.count(n) > 1), "none")
-            raise ConfigurationError(f"scenario.classes: expected every class once in {path}, received {what}.")
-        return names
-
-    def _named_labels(self, listed: Sequence[str], names: Sequence[str]) -> list[int]:
-        place = {name: label for label, name in enumerate(names)}
-        missing = [name for name in listed if name not in place]
-        if missing:
-            raise ConfigurationError(
-                f"scenario.classes: {len(missing)} of the {len(listed)} classes in {self.classes} are not among the source's "
-                f"{len(names)}, {missing[0]!r} for instance.{did_you_mean(missing[0], names)}"
-            )
-        return [place[name] for name in listed]
+        known = self.classes in _CLASS_LISTS
+        return _listed(Path(__file__).with_name(f"{self.classes}.txt") if known else Path(str(self.classes)), "classes")
 
     def _chosen_labels(self, names: Sequence[str]) -> list[int]:
-        listed, chosen, available = self.class_list(), self.classes, len(names)
-        if listed is not None:
-            return self._named_labels(listed, names)
+        available = len(names)
+        chosen = self.class_list() if isinstance(self.classes, str) else self.classes
         if isinstance(chosen, list):
-            good = bool(chosen) and len(set(chosen)) == len(chosen) and set(chosen) <= set(range(available))
-            if not good:
+            labels = [_label(c, names, "classes") for c in chosen]
+            if not labels or len(set(labels)) != len(labels):
                 raise ConfigurationError(
                     f"scenario.classes: expected at least one label, all different and in 0..{available - 1}, received {chosen}."
                 )
-            return list(chosen)
-        count = available if chosen is None else int(chosen)
-        if not 1 <= count <= available:
+        elif chosen is not None and not 1 <= chosen <= available:
             raise ConfigurationError(f"scenario.classes: expected 1 to {available} classes, received {chosen}.")
-        return list(range(count))
+        else:
+            labels = list(range(available if chosen is None else chosen))
+        left_out = {_label(c, names, "exclude") for c in self.settled().exclude or ()}
+        if left_out >= set(labels):
+            raise ConfigurationError(
+                f"scenario.exclude: expected to leave some of the {len(labels)} classes, received all of them."
+            )
+        return [label for label in labels if label not in left_out]
 
     def _set_aside(
         self, rows: list[Tensor], order: Sequence[int], names: Sequence[str]
@@ -224,6 +251,44 @@ class SourceScenario(Scenario):
             valid.append(own[drawn[:count].sort().values])
             kept.append(own[drawn[count:].sort().values])
         return valid, kept
+
+
+def _listed(file: Path, option: str) -> list[int | str]:
+    """Read the classes that a text file lists.
+
+    Raises:
+        ConfigurationError: There is no such file, or it lists none.
+    """
+    try:
+        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(
+            f"scenario.{option}: expected the path of a text file or a list of classes, but {file} can't be read: give the "
+            "file's path, or a list in brackets such as [apple]."
+        ) from None
+    found: list[int | str] = [name for line in lines if (name := line.partition("#")[0].strip())]
+    if not found:
+        raise ConfigurationError(f"scenario.{option}: expected at least one class in {file}, received none.")
+    return found
+
+
+def _label(given: int | str, names: Sequence[str], option: str) -> int:
+    """Return the source label of a class that is given by label or name.
+
+    Raises:
+        ConfigurationError: The source has no such class.
+    """
+    if given in names:
+        return names.index(str(given))
+    if isinstance(given, int) or given.isdecimal():
+        if 0 <= int(given) < len(names):
+            return int(given)
+        hint = ""
+    else:
+        hint = did_you_mean(given, names)
+    raise ConfigurationError(
+        f"scenario.{option}: expected names of classes or labels in 0..{len(names) - 1}, received {given!r}.{hint}"
+    )
 
 
 def rows_by_label(labels: Tensor, count: int, limit: int | None) -> list[Tensor]:

@@ -22,7 +22,7 @@ class ImageNetSubset(SplitFolder):
     random; in testing the central `crop` pixels are taken. The literature's full resolution is 256 and 224;
     `--scenario.size 64 --scenario.crop 64` is the downsampled form, whose test images are used whole.
 
-    `classes` chooses some, as a number (the first so many by folder name) or a file that names one in every line; only
+    `classes` chooses some, as a number (the first so many by folder name), by names, or by a text file with one on each line; only
     these are read, so that a subset of a complete ImageNet tree costs no more than a tree of its own. The usual
     protocols are B0 (`--scenario.increment 10`) and B50 (`--scenario.base 50 --scenario.increment 10`), with any
     increment.
@@ -51,8 +51,7 @@ class ImageNetSubset(SplitFolder):
 
     def source_options(self) -> dict[str, Any]:
         """Return the source's options, the classes to read among them; what is no folder is fitted later."""
-        listed = self.class_list()
-        only = self.classes if isinstance(self.classes, int) else listed
+        only = self.classes if isinstance(self.classes, int) else self.only_named()
         options = super().source_options() | ({} if only is None else {"classes": only})
         known = {info.name for info in fields_of(type(find_source(self.source)))}
         return {name: value for name, value in options.items() if name in known or name not in ("size", "classes")}
@@ -97,8 +96,9 @@ class ImageNet100(ImageNetSubset):
         "--scenario.source digits --scenario.classes none --scenario.size 8 --scenario.crop 8 --scenario.increment 2"
     )
 
-    classes: int | list[int] | str | None = field(
+    classes: int | list[int | str] | str | None = field(
         default="imagenet100",
         ge=0,
-        help="imagenet100 (the list above), a file that names a class in every line, a number for the first so many, or labels.",
+        help="imagenet100 (the list above), the path of a text file with a class on each line, names or labels, or a number for "
+        "the first so many.",
     )

@@ -284,6 +284,7 @@ class Trainer:
                 "epoch": epoch + 1,
                 "epochs": phase.epochs,
                 "steps": len(self._losses),
+                "parameters": sum(p.numel() for p in stepper.parameters),
                 "loss": means.pop("total", 0.0),
                 "terms": means,
                 "lr": stepper.optimizer.param_groups[0]["lr"],

@@ -162,14 +162,18 @@ def test_classes_can_be_named_for_any_source(tmp_path):
     stream = SplitDigits(classes=str(tmp_path / "mine.txt"), experiences=3).build(DataRoot.resolve())
     assert stream.class_names == ("7", "1", "3")
     assert stream.class_order == (7, 1, 3)
-    assert resolve({"scenario": {"name": "split_digits", "classes": "4"}}).scenario.classes == 4
+    given = {"name": "split_digits", "classes": "4"}
+    assert resolve({"scenario": given}).scenario.classes == 4
+    record = resolve({"scenario": {**given, "classes": str(tmp_path / "mine.txt")}}).record
+    assert record["scenario"]["classes"] == ["7", "1", "3"]
+    assert resolve({"scenario": "imagenet100"}).record["scenario"]["classes"] == "imagenet100"
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"crop": 16, "size": 12}, r"scenario\.crop: expected at most the 12 pixels .* received 16"),
-        ({"classes": "absent.txt", **SMALL}, r"scenario\.classes: .* received 'absent\.txt', which is no file"),
+        ({"classes": "absent.txt", **SMALL}, r"scenario\.classes: .* absent\.txt can't be read"),
         ({"classes": 1000, **SMALL}, r"at least the 1000 classes that are asked for in .*imagenet, received 103"),
     ],
 )
@@ -180,11 +184,7 @@ def test_what_makes_no_sense_is_refused(root, options, said):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [
-        ("\n# none\n", "received none"),
-        ("3\n4\n3\n", "received '3' twice"),
-        ("3\neigth\n", "1 of the 2 classes .* 'eigth'"),
-    ],
+    [("\n# none\n", "received none"), ("3\n4\n3\n", "all different"), ("3\neigth\n", "received 'eigth'")],
 )
 def test_a_list_of_classes_that_is_wrong_is_refused(tmp_path, text, said):
     (tmp_path / "mine.txt").write_text(text)
