@@ -40,7 +40,7 @@ from clframe.tracking.rundir import run_name
 
 RESULTS = Path(__file__).parent / "results" / "scenarios.json"
 PAGE = Path(__file__).with_suffix(".md")
-SCALARS = ("final_accuracy", "average_incremental_accuracy", "forgetting_max", "final_squared_error", "average_squared_error")
+SCALARS = ("final_accuracy", "average_incremental_accuracy", "forgetting_max", "final_squared_error", "average_incremental_squared_error")
 IMAGENET = {"input_mean": [0.485, 0.456, 0.406], "input_std": [0.229, 0.224, 0.225]}
 MILLISECONDS = {"resnet20": 2.2, "resnet18": 2.2, "mlp": 0.02}
 """Of one core, per training image: a step's share. ResNet-18 with an ImageNet stem at width 32 and 64 pixels."""
@@ -329,7 +329,7 @@ def table(kept: Sequence[Mapping[str, Any]]) -> Table:
     for own in _grouped(kept).values():
         heads = [r["heads"][r["primary"]] for r in own]
         last = _shown(heads, "final_accuracy") or _shown(heads, "final_squared_error", 1.0)
-        average = _shown(heads, "average_incremental_accuracy") or _shown(heads, "average_squared_error", 1.0)
+        average = _shown(heads, "average_incremental_accuracy") or _shown(heads, "average_incremental_squared_error", 1.0)
         seconds = f"{np.mean([r['counters']['train_seconds'] for r in own]):.0f}"
         forgetting = _shown(heads, "forgetting_max")
         lines.append([own[0]["family"], own[0]["method"], last, average, forgetting, seconds, str(len(own))])
