@@ -40,7 +40,16 @@ from clframe.tracking.rundir import run_name
 
 RESULTS = Path(__file__).parent / "results" / "scenarios.json"
 PAGE = Path(__file__).with_suffix(".md")
-SCALARS = ("final_accuracy", "average_incremental_accuracy", "forgetting_max", "final_squared_error", "average_incremental_squared_error")
+SCALARS = (
+    *("final_accuracy", "average_incremental_accuracy", "forgetting_max"),
+    *("final_squared_error", "average_incremental_squared_error"),
+)
+    "final_accuracy",
+    "average_incremental_accuracy",
+    "forgetting_max",
+    "final_squared_error",
+    "average_incremental_squared_error",
+)
 IMAGENET = {"input_mean": [0.485, 0.456, 0.406], "input_std": [0.229, 0.224, 0.225]}
 MILLISECONDS = {"resnet20": 2.2, "resnet18": 2.2, "mlp": 0.02}
 """Of one core, per training image: a step's share. ResNet-18 with an ImageNet stem at width 32 and 64 pixels."""
@@ -51,9 +60,20 @@ SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedul
 BASE: dict[str, Any] = {"backbone": {"name": "resnet20"}, "optimizer": SGD, "batch_size": 32, "epochs": 8, "threads": 1}
 CIFAR = {"name": "split_cifar100", "classes": 20, "train_per_class": 150, "test_per_class": 50, "increment": 4}
 """3,000 training images: 24,000 presentations in eight epochs."""
-OF_CIFAR = {"source": "cifar100", "order": "seed:1993", **{k: v for k, v in CIFAR.items() if k not in ("name", "increment")}}
+OF_CIFAR = {
+    "source": "cifar100",
+    "order": "seed:1993",
+    **{k: v for k, v in CIFAR.items() if k not in ("name", "increment")},
+}
 PASS = {
-    "optimizer": {"name": "sgd", "lr": 0.03, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "milestones": []},
+    "optimizer": {
+        "name": "sgd",
+        "lr": 0.03,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "milestones": [],
+    },
     "batch_size": 16,
     "epochs": 1,
 }
@@ -107,7 +127,13 @@ DATA: dict[str, dict[str, Any]] = {
 }
 BLURRY = {"scenario": {"name": "si_blurry", **ONCE}, **PASS}
 TINY = {
-    "scenario": {"name": "split_tiny_imagenet", "increment": 10, "train_per_class": 50, "test_per_class": 20, "classes": 100},
+    "scenario": {
+        "name": "split_tiny_imagenet",
+        "increment": 10,
+        "train_per_class": 50,
+        "test_per_class": 20,
+        "classes": 100,
+    },
     "backbone": {"name": "resnet18", "stem": "imagenet", "width": 32},
 }
 
@@ -264,7 +290,9 @@ def record(chosen: Iterable[tuple[Row, int]], runs: Path, out: Path) -> dict[str
         if run.name in known or run.state != "finished":
             continue
         same = (row.group, row.family, row.method, seed)  # a run of an earlier form of the row makes way
-        results["runs"] = [r for r in results["runs"] if tuple(r[k] for k in ("group", "family", "method", "seed")) != same]
+        results["runs"] = [
+            r for r in results["runs"] if tuple(r[k] for k in ("group", "family", "method", "seed")) != same
+        ]
         results["runs"].append(kept_of(clframe.load(run.directory), row))
         changed = True
     if changed:
@@ -329,7 +357,9 @@ def table(kept: Sequence[Mapping[str, Any]]) -> Table:
     for own in _grouped(kept).values():
         heads = [r["heads"][r["primary"]] for r in own]
         last = _shown(heads, "final_accuracy") or _shown(heads, "final_squared_error", 1.0)
-        average = _shown(heads, "average_incremental_accuracy") or _shown(heads, "average_incremental_squared_error", 1.0)
+        average = _shown(heads, "average_incremental_accuracy") or _shown(
+            heads, "average_incremental_squared_error", 1.0
+        )
         seconds = f"{np.mean([r['counters']['train_seconds'] for r in own]):.0f}"
         forgetting = _shown(heads, "forgetting_max")
         lines.append([own[0]["family"], own[0]["method"], last, average, forgetting, seconds, str(len(own))])
@@ -396,12 +426,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/scenarios"))
     parser.add_argument("--data-root")
-    parser.add_argument("--weights", type=Path, help="folder of pretrained weights; by default `weights` in the data root")
+    parser.add_argument(
+        "--weights", type=Path, help="folder of pretrained weights; by default `weights` in the data root"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--list", action="store_true", help="make no runs; print their commands")
     parser.add_argument("--record", action="store_true", help="make no runs; read those that are there")
-    parser.add_argument("--table", action="store_true", help="make no runs; print and write the table of what is recorded")
+    parser.add_argument(
+        "--table", action="store_true", help="make no runs; print and write the table of what is recorded"
+    )
     given = parser.parse_args(arguments)
     if given.table:
         page = text(read(given.out)["runs"])
