@@ -205,8 +205,7 @@ def rows(weights: Path | None = None) -> Iterator[Row]:
         yield _row("tiny", "Tiny-ImageNet-100, 64 px", method, TINY, own, weights)
     for name in registry.available("scenario"):
         config = parse_overrides(shlex.split(scenario_example(name))[2:])
-        config = merged({"strategy": {"name": "finetune"}}, config)
-        yield Row("smoke", name, config["strategy"]["name"], merged(config, {"threads": 1}))
+        yield Row("smoke", name, config.get("strategy", {}).get("name", "finetune"), {**config, "threads": 1})
 
 
 def _row(
@@ -254,8 +253,9 @@ def run_of(row: Row, seed: int, runs: Path) -> SweepRun:
 def kept_of(run: Run, row: Row) -> dict[str, Any]:
     """Return what the record keeps of a run: every head's scalars and curve, what it cost, and its command."""
     heads: dict[str, Any] = {}
+    _, among = run.primary
     for head, restrictions in run.result["values"].items():
-        values = restrictions.get("global") or next(iter(restrictions.values()))
+        values = restrictions[among]
         heads[head] = {n: _rounded(values[n]) for n in SCALARS if values.get(n) is not None}
         heads[head]["curve"] = _rounded(values.get("seen_accuracy"))
     return {
@@ -264,6 +264,7 @@ def kept_of(run: Run, row: Row) -> dict[str, Any]:
         "method": row.method,
         "seed": run.config["seed"],
         "primary": run.primary[0],
+        "among": among,
         "heads": heads,
         "counters": {k: round(v, 1) for k, v in run.result["counters"].items()},
         "command": row.command,
@@ -329,8 +330,8 @@ HEAD = """\
 What `benchmarks/scenarios.py` recorded: small runs that show every scenario at work, not the best that a method can do.
 *last* is the accuracy on all classes seen after the last experience, *average* its mean over experiences (the any-time accuracy
 where samples come once), *forgetting* the mean drop of a task from its best; in percent, of a method's primary head, mean ±
-sample standard deviation over seeds. A regression stream shows its squared error instead. Training time is wall-clock on one
-thread of a machine that ran other things too.
+sample standard deviation over seeds. Where the stream gives task ids, accuracy is within the task. A regression stream shows
+its squared error, and its growth, instead. Training time is wall-clock on one thread of a machine that ran other things too.
 """
 TITLES = {
     "families": "Replay and fine-tuning over families of CIFAR-100",
@@ -362,7 +363,7 @@ def table(kept: Sequence[Mapping[str, Any]]) -> Table:
             heads, "average_incremental_squared_error", 1.0
         )
         seconds = f"{np.mean([r['counters']['train_seconds'] for r in own]):.0f}"
-        forgetting = _shown(heads, "forgetting_max")
+        forgetting = _shown(heads, "forgetting_max", 100.0 if "final_accuracy" in heads[0] else 1.0)
         lines.append([own[0]["family"], own[0]["method"], last, average, forgetting, seconds, str(len(own))])
     return Table([Column("family"), Column("method"), *numbers], lines)
 
