@@ -72,7 +72,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("wa", {"clamp": False}),
     ("bic", {"budget": "per_class", "memory_size": 3, "nme": False}),
     ("podnet", {"nca": "public", "imprint": False, "freeze_old": False}),
-    ("podnet", {"hinge": True, "flat_weight": 0.0, "budget": "per_class", "memory_size": 2}),
+    ("podnet", {"flat_weight": 0.0, "budget": "per_class", "memory_size": 2}),
     ("replay+ewc", {}),
     ("lwf+ewc", {}),
     ("bic+ewc", {"strength": 1.0}),
