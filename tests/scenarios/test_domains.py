@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from clframe.data import DataRoot
+from clframe.data import Arrays, DataRoot
+from clframe.data.corruptions import CORRUPTIONS, Corruption
 from clframe.data.domains import Identity, Permutation, Rotation
 from clframe.errors import ConfigurationError
+from clframe.scenarios.corrupted import Corrupted
 from clframe.scenarios.permuted import Permuted
 from clframe.scenarios.rotated import Rotated
 
@@ -98,3 +100,41 @@ def test_angles():
     assert all(0 <= a < 180 for a in drawn)
     with pytest.raises(ConfigurationError, match="one angle for each of 3 experiences, received 2"):
         built(Rotated, degrees=[10.0, -5.0])
+
+
+# ---- corruptions
+
+
+def test_every_experience_shows_its_corruption_the_same_in_each_epoch():
+    stream = built(Corrupted)
+    clean = built(Rotated, degrees=0.0)
+    for e, plain, name in zip(stream.experiences, clean.experiences, CORRUPTIONS, strict=False):
+        shown = stream.train.gather(e.train)
+        assert torch.equal(shown, Corruption(name, 3)(clean.train.gather(plain.train)))
+        assert torch.equal(shown[[5, 3]], stream.train.gather(e.train[[5, 3]]))
+    assert stream.fingerprint[:16] == "89900737f0f70851"
+    assert built(Corrupted, domain_seed=1).fingerprint != stream.fingerprint
+
+
+def test_one_corruption_of_rising_severity():
+    stream = built(Corrupted, corruptions=["fog"], severity=[0, 2, 5])
+    assert [t.spec() for t in stream.train.transforms] == [
+        {"name": "identity"},
+        {"name": "corruption", "corruption": "fog", "severity": 2, "seed": 0},
+        {"name": "corruption", "corruption": "fog", "severity": 5, "seed": 0},
+    ]
+
+
+def test_corruptions_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigurationError, match=r"received 'fogg'\. Did you mean 'fog'\?"):
+        built(Corrupted, corruptions=["fogg"])
+    with pytest.raises(ConfigurationError, match=r"scenario.severity: expected one value, or one for each of 3 exp"):
+        built(Corrupted, severity=[1, 2])
+    with pytest.raises(ConfigurationError, match="16 experiences, received 14"):
+        built(Corrupted, experiences=16)
+    with pytest.raises(ConfigurationError, match="saturate can't be applied to images of 1 channels"):
+        built(Corrupted, corruptions=["saturate"])
+    x, y = np.zeros((4, 5), dtype=np.float32), np.arange(4)
+    features = Arrays(x_train=x, y_train=y, x_test=x, y_test=y).open(DataRoot.resolve())
+    with pytest.raises(ConfigurationError, match="corruptions expect images, received features of length 5"):
+        Corrupted().cut(features)
