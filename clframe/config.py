@@ -32,6 +32,13 @@ class RunOptions(Configurable):
     init_seed: int | None = field(default=None, ge=0, help="Seed of initialisation; none means `seed`.")
     data_seed: int | None = field(default=None, ge=0, help="Seed of sample order and augmentation; none means `seed`.")
     batch_size: int = field(default=64, ge=1, unit="samples", help="Samples per training step.")
+    steps_per_experience: int | list[int] | None = field(
+        default=None,
+        ge=1,
+        unit="steps",
+        help="Exactly so many optimiser steps in every experience that trains (a list: one number for each), whatever the "
+        "method trains on; spread evenly over the epochs of all its phases. None: as many as the epochs have.",
+    )
     eval_batch_size: int = field(default=512, ge=1, unit="samples", help="Samples per forward pass when scoring.")
     augmentation: str | list[Any] = field(
         default="auto", help="Preset or list of transforms; auto: what the scenario states."

@@ -57,6 +57,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         recipe=config.recipe,
         first_recipe=config.first_recipe,
         batch_size=options.batch_size,
+        steps=_steps(options.steps_per_experience, stream),
         eval_batch_size=options.eval_batch_size,
         seed=options.seed,
         init_seed=options.init_seed,
@@ -71,6 +72,27 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         evaluate_future=options.evaluate_future,
         dry=dry,
     )
+
+
+def _steps(given: int | list[int] | None, stream: Stream) -> tuple[int, ...] | None:
+    """Return the optimiser steps of every experience, None where none are stated.
+
+    Raises:
+        ConfigurationError: A list of another length, or a stream in which samples may be presented only once.
+    """
+    if given is None:
+        return None
+    count = len(stream.experiences)
+    if stream.online:
+        raise ConfigurationError(
+            f"The scenario {stream.name!r} presents every sample once, so steps_per_experience can't state how many steps "
+            "that takes: leave it out, or set scenario.online to false."
+        )
+    if isinstance(given, list) and len(given) != count:
+        raise ConfigurationError(
+            f"steps_per_experience: expected one number, or one for each of {count} experiences, received {len(given)}."
+        )
+    return tuple(given) if isinstance(given, list) else (given,) * count
 
 
 def _transforms(config: RunConfig, stream: Stream) -> tuple[Pipeline | None, Pipeline | None]:

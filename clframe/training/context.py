@@ -39,6 +39,7 @@ class Setup:
         recipe: Of the main phase and, changed, of the others.
         first_recipe: Of the first experience.
         batch_size: Samples per step.
+        steps: Optimiser steps of every experience, for a run of equal budgets; None means whole passes over the data.
         eval_batch_size: Samples per forward pass when scoring.
         seed: Of everything random, unless one of the next two says otherwise.
         init_seed: Of initialisation and growth.
@@ -62,6 +63,7 @@ class Setup:
     recipe: Recipe
     first_recipe: Recipe | None = None
     batch_size: int = 64
+    steps: tuple[int, ...] | None = None
     eval_batch_size: int = 512
     seed: int = 0
     init_seed: int | None = None

@@ -102,6 +102,7 @@ SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("rotated", {"setting": "task", "experiences": 3, "valid_per_class": 2}),
     ("corrupted", {"corruptions": ["fog"], "severity": [0, 2, 5], "experiences": 3, "images": "shares"}),
     ("corrupted", {"corruptions": ["jpeg_compression", "pixelate"], "experiences": 2, "setting": "task"}),
+    ("time_ordered", {"drift": "gaussian_noise", "experiences": 6, "setting": "task"}),
     ("si_blurry", {"classes": 8, "num_tasks": 2, "evaluate_every": 100, "valid_per_class": 3}),
     ("i_blurry", {"disjoint_percent": 0, "blurry_percent": 100, "online": False}),
     ("gaussian_schedule", {"width": 0.0, "evaluate_every": 300}),
