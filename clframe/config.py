@@ -210,8 +210,24 @@ class _Resolver:
             name, cls = _class("scenario", name, options)
             part = build(cls, options, "scenario")
         self.makers.append(type(part))
-        self.record["scenario"] = {"name": name, "version": _version(type(part)), **_values(part)}
+        record = {"name": name, "version": _version(type(part)), **_values(part)}
+        for section in getattr(type(part), "sections", ()):
+            record[section] = self._nested(section, getattr(part, section))
+        self.record["scenario"] = record
         return part
+
+    def _nested(self, section: str, value: Any) -> dict[str, Any]:
+        """Check a section inside the scenario, and return its record."""
+        inner = _Resolver({section: value}, {}, None)
+        try:
+            _ = inner._scenario() if section == "scenario" else inner._backbone()
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                "\n".join(f"In scenario.{section}: {line}" for line in str(error).split("\n"))
+            ) from None
+        self.makers += inner.makers
+        found: dict[str, Any] = inner.record[section]
+        return found
 
     def _strategy(self) -> Any:
         from clframe.composite import SHARED_FIELDS, Composite
