@@ -61,6 +61,8 @@ BASE: dict[str, Any] = {
     "threads": 1,
 }
 MEMORY = {"memory_size": 250}
+STEP = {"memory_batch": 32, **MEMORY}
+"""Of methods that draw from the memory beside every batch."""
 
 METHODS: dict[str, dict[str, Any]] = {
     # PyCIL's forms, which `fidelity.py` compares with its code
@@ -99,6 +101,16 @@ METHODS: dict[str, dict[str, Any]] = {
         "backbone": {"last_relu": False},
         "head": {"init": "kaiming_normal"},
         "optimizer": {"schedule": "cosine", "milestones": [], "weight_decay": 5e-4},
+    },
+    "derpp": {"strategy": {"name": "dark_er", "alpha": 0.3, "beta": 0.5, **STEP}},
+    "dark_er": {"strategy": {"name": "dark_er", "alpha": 0.3, "beta": 0.0, **STEP}},
+    "er_ace": {"strategy": {"name": "er_ace", **STEP}},
+    "agem": {"strategy": {"name": "agem", **STEP}},
+    # 64 epochs over 250 exemplars present about as much as 12 over an experience and them
+    "gdumb": {"strategy": {"name": "gdumb", **MEMORY}, "epochs": 64},
+    "der_masks": {
+        "strategy": {"name": "der", "masks": True, **MEMORY},
+        "head": {"bias": False, "init": "kaiming_normal"},
     },
 }
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clframe._version import __version__
 
 if TYPE_CHECKING:
-    from clframe.api import Plan, compare, load, open_scenario, plan, resume, run
+    from clframe.api import Plan, compare, load, open_scenario, plan, pretrain, resume, run
     from clframe.composite import Composite
     from clframe.errors import ClframeError
     from clframe.memory import ExemplarMemory
@@ -36,6 +36,7 @@ _HOME = {
     "open_scenario": "api",
     "plot_stream": "report.stream_plot",
     "plan": "api",
+    "pretrain": "api",
     "resume": "api",
     "run": "api",
     "Composite": "composite",
@@ -85,6 +86,7 @@ __all__ = [
     "open_scenario",
     "plan",
     "plot_stream",
+    "pretrain",
     "register",
     "resume",
     "run",

@@ -1,14 +1,17 @@
-"""The Python API: `run`, `plan`, `resume`, `load`, `compare`."""
+"""The Python API: `run`, `plan`, `resume`, `load`, `compare`, `pretrain`."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clframe.config import RunConfig, resolve
-from clframe.errors import RunDirectoryError
-from clframe.launch.build import build_setup, open_stream, stream_record
+from clframe.errors import ConfigurationError, RunDirectoryError
+from clframe.launch.build import build_setup, load_strategy, open_stream, stream_record
+from clframe.launch.pretrain import pretraining, provenance_of, shared_classes, weights_record
+from clframe.models.weights import read_provenance, save_weights
 from clframe.report import Table
 from clframe.report import compare as compare_summaries
 from clframe.results import Run, metrics_of, open_run, result_of, summary_of
@@ -23,7 +26,7 @@ from clframe.training.context import Setup
 from clframe.training.plan import memory_bytes, plan_phases
 from clframe.training.trainer import Trainer
 
-__all__ = ["Plan", "compare", "load", "open_scenario", "plan", "resume", "run"]
+__all__ = ["Plan", "compare", "load", "open_scenario", "plan", "pretrain", "resume", "run"]
 
 
 def run(
@@ -66,12 +69,14 @@ def run(
     stream = open_stream(resolved, data_root, download)
     setup = build_setup(resolved, stream)
     trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
-    resolved_here = {**setup.described(), **trainer.context.described()}
-    files = {
-        "config.yaml": resolved.record,
-        "stream.json": stream_record(stream),
-        "environment.json": {**environment(str(setup.device), stream.data_fingerprint), "resolved": resolved_here},
+    weights = weights_record(resolved.backbone)
+    _warn_of_shared_classes(weights, stream)
+    here = {
+        **environment(str(setup.device), stream.data_fingerprint),
+        **weights,
+        "resolved": {**setup.described(), **trainer.context.described()},
     }
+    files = {"config.yaml": resolved.record, "stream.json": stream_record(stream), "environment.json": here}
     directory = RunDirectory.create(path, files, resolved.sources)
     return _train(trainer, directory, resolved, trackers, progress, stop_after)
 
@@ -122,6 +127,71 @@ def resume(
         return _train(trainer, opened, resolved, trackers, progress, stop_after)
     finally:
         opened.close()
+
+
+def pretrain(
+    *,
+    out: str | Path,
+    run_dir: str | Path | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    trackers: Sequence[Tracker] = (),
+    progress: bool = True,
+    stop_after: int | None = None,
+    **config: Any,
+) -> dict[str, Any]:
+    """Train a backbone with a classifier on a data set and write it as a file for `backbone.weights`.
+
+    The training is a run as any other, of plain training on one experience, and keeps its run directory. Asked again, it
+    goes on where it was stopped; what is finished isn't repeated.
+
+    Args:
+        out: The file to write, ending in `.safetensors`. It holds the backbone without the classifier, and in its
+            metadata where it comes from: clframe's version, data and classes, recipe, seed, accuracy on the test images,
+            backbone with options, and the run's whole configuration.
+        run_dir: Where to keep the run; by default `runs/<scenario>-joint-<seed>-<hash>`.
+        data_root: Folders to look for data in, before the environment's and the cache.
+        download: Whether a missing data set may be fetched.
+        trackers: Watch the run.
+        progress: Show a progress bar (on a terminal) and a line per experience.
+        stop_after: Stop with `Stopped` after so many optimiser steps.
+        **config: As for `run`, without a strategy. `scenario.classes` and `scenario.exclude` choose the classes.
+
+    Returns:
+        What the file says of itself.
+
+    Raises:
+        ConfigurationError: Something can't be run, or `out` is taken by a file that was made otherwise.
+        DataError: The data is missing or damaged.
+        RunDirectoryError: The run directory is taken by another run or in use, or a file can't be written.
+        TrainingError: A loss became NaN.
+    """
+    target = Path(out).expanduser()
+    if target.suffix != ".safetensors":
+        raise ConfigurationError(f"Expected a file name ending in .safetensors for --out, received {out}.")
+    given = pretraining(config)
+    record = resolve(given).record
+    if target.exists():
+        found = read_provenance(target) or {}
+        if found.get("config") != record:
+            raise ConfigurationError(
+                f"The file {target} exists and was made otherwise: choose another --out, or delete it first."
+            )
+        return found
+    path = Path(run_dir) if run_dir is not None else Path("runs") / run_name(record)
+    how: dict[str, Any] = {"trackers": trackers, "progress": progress, "stop_after": stop_after, "data_root": data_root}
+    if (path / "config.yaml").is_file():
+        if RunDirectory.open(path).config != record:
+            raise RunDirectoryError(f"The run directory {path} holds another run: choose another --run-dir.")
+        objects = {n: v for n, v in given.items() if n in ("scenario", "backbone")}
+        finished = resume(path, **how, **objects)
+    else:
+        finished = run(run_dir=path, download=download, **how, **given)
+    provenance = provenance_of(finished)
+    strategy, _ = load_strategy(finished.directory, given.get("backbone"))
+    branch: Any = strategy.network.branches[0]
+    save_weights(branch.weights_target(), target, provenance)
+    return provenance
 
 
 def load(directory: str | Path) -> Run:
@@ -212,6 +282,17 @@ def _train(
     finally:
         recorder.close()
     return Run(RunDirectory(directory.path))
+
+
+def _warn_of_shared_classes(weights: Mapping[str, Any], stream: Any) -> None:
+    shared = shared_classes(weights, stream.data_fingerprint, stream.class_names)
+    if shared:
+        more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
+        warnings.warn(
+            f"The weights were pretrained on {len(shared)} classes of this very stream ({', '.join(shared[:5])}{more}): "
+            "what it measures is not new to the network.",
+            stacklevel=3,
+        )
 
 
 class _Unwritten:

@@ -32,6 +32,17 @@ Any option of the configuration can be given, in the form --section.option value
 `clframe list` names what there is; `clframe describe strategy replay` shows the options of one thing,
 `clframe describe run` and `clframe describe optimizer` the rest.
 """
+_PRETRAIN_USAGE = "clframe pretrain --out FILE [--config FILE] [--run-dir DIR] [--dry-run] [--section.option VALUE ...]"
+_PRETRAIN_HELP = """\
+The options are those of `clframe run`, without a strategy:
+
+  --scenario NAME    --scenario.classes 50 | --scenario.exclude LIST.txt   the data, and the classes to train on
+  --backbone NAME    --backbone.dim 96 ...           the network to train, with a linear classifier
+  --optimizer NAME   --optimizer.lr 0.001 ...        --epochs N  --batch-size N  --seed N ...
+
+FILE then serves as `--backbone.weights FILE` of the same backbone with the same options. It says in its metadata
+where it comes from. The same command again continues a pretraining that was stopped.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,6 +174,19 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sweep.add_argument("--processes", type=int, metavar="N", help="runs at a time (default: the plan's, else 1)")
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and what has become of each")
     sweep.add_argument("--data-root", metavar="DIR", help="where data is looked for")
+    pretrain = command(
+        "pretrain",
+        "train a backbone on a data set or some of its classes, for --backbone.weights",
+        _pretrain,
+        True,
+        epilog=_PRETRAIN_HELP,
+        usage=_PRETRAIN_USAGE,
+    )
+    pretrain.add_argument("--out", type=Path, metavar="FILE", required=True, help="the .safetensors file to write")
+    pretrain.add_argument("--config", type=Path, metavar="FILE", help="YAML file; options given beside it win")
+    pretrain.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<scenario>-joint-<seed>-<hash>")
+    pretrain.add_argument("--dry-run", action="store_true", help="show data, steps and memory; train nothing")
+    _common(pretrain, download=True)
     compare = command("compare", "table of runs: mean ± std over seeds", _compare)
     compare.add_argument("directories", nargs="+", type=Path, metavar="DIR")
     compare.add_argument("--format", choices=["text", "markdown", "latex", "csv", "html"], default="text")
@@ -286,6 +310,33 @@ def _run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise Interrupted(_how_to_go_on(options.run_dir, config)) from None
     _print_run(finished, options.json)
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    config = _configuration(options)
+    from clframe import api
+    from clframe.launch.pretrain import pretraining
+
+    if options.dry_run:
+        given = pretraining(config)
+        _print_plan(api.plan(data_root=options.data_root, download=options.download, **given), options.json)
+        return
+    try:
+        made = api.pretrain(
+            out=options.out, run_dir=options.run_dir, data_root=options.data_root, download=options.download,
+            progress=not options.quiet, **config,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command continues the pretraining.") from None
+    if options.json:
+        print(json.dumps({"file": str(options.out), **made}))
+        return
+    data = made["data"]
+    print(
+        f"{made['backbone']['name']} trained on {len(made['classes'])} classes of {data['name']}, {data['train']} images"
+    )
+    print(f"accuracy on {data['test']} test images: {100 * made['accuracy']:.2f} %")
+    print(f"weights: {options.out}")
 
 
 class Interrupted(ClframeError):

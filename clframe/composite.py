@@ -166,6 +166,11 @@ class Composite(Strategy):
         """Let every part change what is scored, in order."""
         return reduce(lambda changed, part: part.final_output(changed), self.parts, output)
 
+    @property
+    def scored_classes(self) -> int:
+        """The classes that every part scores."""
+        return min(p.scored_classes for p in self.parts)
+
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Return the report heads of all parts, the first part's primary one first."""
         heads: dict[str, Tensor] = {}
@@ -222,16 +227,9 @@ def _free(name: str, taken: Iterable[str]) -> str:
 def _merge(a: Tags, b: Tags) -> Tags:
     """Both must be able to, either may need."""
     either: dict[str, Any] = {
-        name: getattr(a, name) or getattr(b, name)
-        for name in (
-            "needs_boundaries",
-            "needs_all_data",
-            "needs_pretrained",
-            "needs_layernorm",
-            "needs_exemplars",
-            "stores_samples",
-            "grows_features",
-        )
+        f.name: getattr(a, f.name) or getattr(b, f.name)
+        for f in dataclasses.fields(Tags)
+        if f.name.startswith("needs_") or f.name in ("stores_samples", "grows_features")
     }
     return Tags(
         settings=a.settings & b.settings,

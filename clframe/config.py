@@ -137,6 +137,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
             f"Expected a configuration of schema {SCHEMA}, received {schema!r}: use the clframe that wrote it."
         )
     digests = given.pop("sources", None)
+    weights = given.pop("weights", None)
     options = {f.name: given.pop(f.name) for f in fields_of(RunOptions) if f.name in given}
     epochs = given.pop("epochs", None)
     resolver = _Resolver(given, options, epochs)
@@ -144,6 +145,8 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
         resolver.problems.append(f"{key} is not an option of a run.{did_you_mean(key, option_names())}")
         del given[key]
     config = resolver.config()
+    if isinstance(weights, Mapping):
+        _refuse_other_weights(weights, config.record)
     if isinstance(digests, Mapping) and dict(digests) != config.record.get("sources", {}):
         changed = sorted(
             n for n in {*digests, *config.sources} if digests.get(n) != config.record.get("sources", {}).get(n)
@@ -153,6 +156,29 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
             "source/, or start a new run (a configuration without its section `sources` takes the files as they are)."
         )
     return config
+
+
+def _refuse_other_weights(recorded: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Refuse a weights file that is no longer what a configuration was made with; another file's path is another choice.
+
+    Raises:
+        ConfigurationError: The file has changed, or is gone.
+    """
+    for file in _weights_files(record):
+        before, now = recorded.get(file), record.get("weights", {}).get(file)
+        if before is not None and before != now:
+            what = "is gone" if now is None else f"has changed (SHA-256 {now}…)"
+            raise ConfigurationError(
+                f"The weights file {file} {what} since the run was made (SHA-256 {before}…): bring it back, or start a new "
+                "run (a configuration without its section `weights` takes the file as it is)."
+            )
+
+
+def _weights_files(record: Mapping[str, Any]) -> list[str]:
+    """Return the files of weights that a configuration names, those of backbones inside a scenario too."""
+    own = [record[s] for s in ("backbone", "scenario") if isinstance(record.get(s), Mapping)]
+    found = [part["weights"] for part in own if isinstance(part.get("weights"), str)]
+    return list(dict.fromkeys(found + [f for part in own for f in _weights_files(part)]))
 
 
 class _Resolver:
@@ -183,6 +209,11 @@ class _Resolver:
         sources = self._sources()
         if sources:  # a user's file is part of what a run is
             self.record["sources"] = {n: hashlib.sha256(t.encode()).hexdigest()[:16] for n, t in sources.items()}
+        files = [f for f in _weights_files(self.record) if Path(f).is_file()]
+        if files:  # so is a file of weights, whatever it is called
+            from clframe.models.weights import file_digest
+
+            self.record["weights"] = {f: file_digest(f)[:16] for f in files}
         return RunConfig(
             scenario=scenario, strategy=strategy, backbone=backbone, head=head, recipe=recipe, first_recipe=first,
             options=options, record=self.record, sources=sources,
@@ -196,6 +227,7 @@ class _Resolver:
             return None
 
     def _scenario(self) -> Any:
+        from clframe.scenario import Scenario
         from clframe.stream import Stream
 
         value = self.given.get("scenario", "split_digits")
@@ -209,6 +241,8 @@ class _Resolver:
             name, options = _name_and_options(value, "scenario", "split_digits")
             name, cls = _class("scenario", name, options)
             part = build(cls, options, "scenario")
+        if isinstance(part, Scenario):
+            part = part.settled()
         self.makers.append(type(part))
         record = {"name": name, "version": _version(type(part)), **_values(part)}
         for section in getattr(type(part), "sections", ()):

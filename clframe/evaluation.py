@@ -54,7 +54,7 @@ def evaluate(
     Returns:
         Kept predictions by report head, the primary head first; empty when there is nothing to score.
     """
-    known = strategy.network.num_classes
+    known = strategy.scored_classes
     scored = [t for t in tasks if stream.score != "accuracy" or any(c < known for c in t.classes)]
     ids = [t.test if split == "test" else t.valid for t in scored]
     if not sum(map(len, ids)):

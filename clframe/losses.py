@@ -16,6 +16,8 @@ __all__ = [
     "class_weights",
     "cross_entropy",
     "distillation",
+    "logit_matching",
+    "mixed_cross_entropy",
     "nca",
     "normalised_cross_entropy",
     "pod_flat",
@@ -223,3 +225,41 @@ def _pooled(h: Tensor) -> Tensor:
         h = h.unsqueeze(-1)
     a = h.square()
     return functional.normalize(torch.cat([a.sum(3).flatten(1), a.sum(2).flatten(1)], 1), dim=1)
+
+
+def logit_matching(logits: Tensor, stored: Tensor) -> Tensor:
+    """Mean squared difference to logits stored earlier (Buzzega et al. 2020, eq. 6), when there may have been fewer classes.
+
+    Args:
+        logits: (B, K) now; −∞ where a head hides another task's class.
+        stored: (B, K') with K' ≤ K; NaN for classes that were unknown then, −∞ for hidden ones. No gradient flows into it.
+
+    Returns:
+        The mean over samples of the mean over the classes that are finite on both sides, a scalar; 0 where there is none.
+    """
+    logits, stored = logits[:, : stored.shape[1]], stored.detach().to(logits.dtype)
+    known = logits.isfinite() & stored.isfinite()
+    difference = logits.masked_fill(~known, 0.0) - stored.masked_fill(~known, 0.0)
+    return (difference.square().sum(dim=1) / known.sum(dim=1).clamp(min=1)).sum() / max(1, len(logits))
+
+
+def mixed_cross_entropy(
+    logits: Tensor, targets: Tensor, others: Tensor, share: Tensor, allowed: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of inputs that show two samples each, as CutMix makes them (Yun et al. 2019, eq. 1).
+
+    Args:
+        logits: (B, K).
+        targets: (B,) labels of the one sample.
+        others: (B,) labels of the other.
+        share: (B,) of the one, in [0, 1].
+        allowed: Bool mask (K,) or (B, K) of the classes in the softmax; both labels must be allowed.
+
+    Returns:
+        (1/B) Σ_b s_b CE(z_b, y_b) + (1 − s_b) CE(z_b, y'_b), a scalar.
+    """
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    own = functional.cross_entropy(logits, targets, reduction="none")
+    other = functional.cross_entropy(logits, others, reduction="none")
+    return (share * own + (1 - share) * other).mean()

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from clframe.errors import ConfigurationError, ContractError
 
-__all__ = ["Budget", "ExemplarMemory", "Policy", "herding_order"]
+__all__ = ["OBSERVING", "Budget", "ExemplarMemory", "Policy", "herding_order"]
 
 Budget = Literal["total", "per_class"]
-Policy = Literal["herding", "random", "reservoir", "ring", "class_balanced"]
+Policy = Literal["herding", "random", "reservoir", "ring", "class_balanced", "greedy_balanced"]
+OBSERVING: tuple[Policy, ...] = ("reservoir", "ring", "class_balanced", "greedy_balanced")
+"""Policies filled while the stream goes by."""
+
 _LABEL_BYTES = 8
 
 
@@ -48,13 +51,17 @@ def herding_order(features: Tensor, count: int) -> Tensor:
 class ExemplarMemory:
     """A bounded set of past samples.
 
-    `herding` and `random` are filled after an experience (`add_classes`); `reservoir`, `ring` and `class_balanced`
-    while the stream goes by (`observe`).
+    `herding` and `random` are filled after an experience (`add_classes`); `reservoir`, `ring`, `class_balanced` and
+    `greedy_balanced` while the stream goes by (`observe`).
+
+    The two balanced ones differ. `class_balanced` (CBRS) is always full once it can be, and its samples of a class stay a
+    uniform draw of that class's stream. `greedy_balanced` (GDumb) never gives a class more than its share of the
+    size, even while there is room, and a class that has its share takes no further sample.
 
     Args:
         size: Samples in all (`total`) or of every class (`per_class`).
         budget: `total` keeps ⌊size / classes seen⌋ of every class, fewer as classes arrive; `per_class` a fixed
-            number. `reservoir` and `class_balanced` keep `size` samples in all.
+            number. `reservoir`, `class_balanced` and `greedy_balanced` keep up to `size` samples in all.
         policy: How samples are chosen.
         sample_bytes: Bytes of one stored image.
 
@@ -66,7 +73,7 @@ class ExemplarMemory:
         self, size: int, *, budget: Budget = "total", policy: Policy = "herding", sample_bytes: int = 0
     ) -> None:
         """Start empty."""
-        if budget == "per_class" and policy in ("reservoir", "class_balanced"):
+        if budget == "per_class" and policy in ("reservoir", "class_balanced", "greedy_balanced"):
             raise ConfigurationError(
                 f"Expected a total budget for the memory policy {policy!r}, received 'per_class': choose ring, herding or random."
             )
@@ -100,7 +107,7 @@ class ExemplarMemory:
         Raises:
             ConfigurationError: Before anything is computed.
         """
-        if self.size > 0 and self.policy in ("herding", "random", "ring") and self.quota(num_classes) == 0:
+        if self.size > 0 and self.policy not in ("reservoir", "class_balanced") and self.quota(num_classes) == 0:
             raise ConfigurationError(
                 f"Expected a memory of at least one exemplar for each of {num_classes} classes, received memory_size="
                 f"{self.size}: raise it to {num_classes} or more, or set memory_size 0."
@@ -181,6 +188,8 @@ class ExemplarMemory:
         self._check_extras(given)
         if self.policy == "ring":
             self._ring(ids, targets, given)
+        elif self.policy == "greedy_balanced":
+            self._greedy(ids, targets, given, torch.rand(len(ids), generator=generator, dtype=torch.float64))
         elif self.policy in ("reservoir", "class_balanced"):
             self._replace(ids, targets, given, generator)
         else:
@@ -224,6 +233,56 @@ class ExemplarMemory:
             elif u <= int(counts[label]) / seen:
                 own = (self.targets == label).nonzero().flatten()
                 self._write(int(own[int(v * len(own))]), k, ids, targets, extras)
+
+    def _greedy(self, ids: Tensor, targets: Tensor, extras: dict[str, Tensor], draws: Tensor) -> None:
+        """Greedy balancing sampler (Prabhu et al. 2020, Alg. 1), one sample after the other.
+
+        A sample enters while its class has less than size / classes seen; in a full memory it takes the place of a random
+        sample of the largest class, of the lowest label among equals. What enters is written once at the end.
+        """
+        labels = self.targets.tolist()
+        counts = dict.fromkeys(self.class_counts, 0)
+        for label in labels:
+            counts[label] += 1
+        num_old, taken = len(labels), dict[int, int]()  # which sample ends up in a slot
+        for k, label in enumerate(targets.tolist()):
+            self.class_counts[label] = self.class_counts.get(label, 0) + 1
+            count = counts.setdefault(label, 0)
+            if count * len(counts) >= self.size:
+                continue
+            if len(labels) < self.size:
+                slot = len(labels)
+                labels.append(label)
+            else:
+                largest = max(sorted(counts), key=counts.__getitem__)
+                places = [slot for slot, stored in enumerate(labels) if stored == largest]
+                slot = places[int(float(draws[k]) * len(places))]
+                counts[largest] -= 1
+                labels[slot] = label
+            counts[label] += 1
+            taken[slot] = k
+        for slot in range(num_old):
+            if slot in taken:
+                self._write(slot, taken[slot], ids, targets, extras)
+        rows = torch.tensor([taken[slot] for slot in range(num_old, len(labels))], dtype=torch.int64)
+        self._append(ids[rows], targets[rows], {name: value[rows] for name, value in extras.items()})
+
+    def renew(self, ids: Tensor, extras: Mapping[str, Tensor]) -> None:
+        """Replace what is stored beside some samples; those that aren't in the memory are passed over.
+
+        Args:
+            ids: (B,) ids.
+            extras: Tensors (B, …) by name, as `observe` was given them.
+        """
+        found = (self.ids == ids.cpu()[:, None]).nonzero()
+        if not len(found):
+            return
+        self._check_extras(extras)
+        rows, slots = found.unbind(1)
+        for name, value in extras.items():
+            new = value.detach()[rows].cpu()
+            self.extras[name] = _widen(self.extras[name], new)
+            self.extras[name][slots] = _widen(new, self.extras[name])
 
     def _ring(self, ids: Tensor, targets: Tensor, extras: dict[str, Tensor]) -> None:
         """Keep the newest samples of every class; a sample that is there already is renewed, not doubled."""

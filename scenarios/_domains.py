@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clframe.data import ImageData, ImageSet
 from clframe.errors import ConfigurationError
-from clframe.scenarios._parts import Material, SourceScenario, join, seeded
+from clframe.scenarios._parts import Material, SourceScenario, join, seeded, source_field
 from clframe.spec import field
 from clframe.stream import EvaluationTask, Experience, InputTransform, SampleTable, Setting, Stream
 
@@ -20,9 +20,7 @@ __all__ = ["DomainScenario"]
 class DomainScenario(SourceScenario):
     """Base of the scenarios whose experiences are domains: all classes, each time through another change of the images."""
 
-    source: str = field(
-        default="digits", help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
-    )
+    source: str = source_field("digits")
     experiences: int = field(default=5, ge=1, help="Number of domains, one per experience.")
     setting: Setting = field(
         default="domain",
@@ -84,7 +82,8 @@ class DomainScenario(SourceScenario):
             tasks.append(EvaluationTask(i, own, tests[i], experience.valid, i + 1, task_id))
         repeats = 1 if self.setting == "domain" else count
         names = found.names if repeats == 1 else tuple(f"{n} ({i + 1})" for i in range(count) for n in found.names)
-        stream = Stream(
+        return self.stream(
+            data,
             name=self.title(self.title_prefix()),
             experiences=tuple(experiences),
             tasks=tuple(tasks),
@@ -92,14 +91,8 @@ class DomainScenario(SourceScenario):
             test=test,
             class_names=names,
             class_order=found.order * repeats,
-            mean=data.mean,
-            std=data.std,
             setting=self.setting,
-            augmentation=self.augmentation,
-            data_fingerprint=data.fingerprint,
         )
-        stream.check()
-        return stream
 
     def _train_rows(self, found: Material, count: int) -> list[Tensor]:
         """Return the training rows of every domain, ascending."""

@@ -6,25 +6,32 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clframe.data import DataRoot, ImageData, find_source
-from clframe.errors import ConfigurationError
+from clframe.errors import ConfigurationError, did_you_mean
 from clframe.scenario import Scenario
 from clframe.spec import field
 from clframe.stream import AugmentationSpec, Stream, no_samples
 
-__all__ = ["Material", "SourceScenario", "join", "rows_by_label", "seeded"]
+__all__ = ["Material", "SourceScenario", "join", "rows_by_label", "seeded", "source_field"]
 
 _VALID_SEED = 1993
 """Which samples are set aside must depend neither on the seed of a run nor on the class order."""
 
 _LARGEST_SEED = 2**32 - 1
 """Of NumPy's legacy generator."""
+
+
+def source_field(default: str) -> Any:
+    """Return the field `source` with a default: the embedded digits wherever a scenario fits any data set."""
+    return field(
+        default=default, help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +75,14 @@ class SourceScenario(Scenario):
         default="natural",
         help="Class order: natural, seed:N (NumPy's legacy permutation; the literature's is seed:1993), or a list of labels.",
     )
-    classes: int | list[int] | None = field(
-        default=None, ge=0, help="Use only these source labels; a number means the first so many."
+    classes: int | list[int | str] | None = field(
+        default=None, ge=0, help="Use only these classes, by source label or name; a number means the first so many."
+    )
+    exclude: str | list[int | str] | None = field(
+        default=None,
+        ge=0,
+        help="Leave out these classes: labels or names, or the path of a text file with one on each line (# begins a "
+        "comment). Counted after `classes` has chosen.",
     )
     train_per_class: int | None = field(
         default=None, ge=1, unit="samples", help="Use only the first so many training samples of every class."
@@ -90,6 +103,10 @@ class SourceScenario(Scenario):
         "processes at every use; auto: a store up to 8 GiB.",
     )
 
+    def settled(self) -> Self:
+        """Put the classes that a file names into the place of its path."""
+        return self.replace(exclude=_listed(Path(self.exclude))) if isinstance(self.exclude, str) else self
+
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
         """Open the source and cut it."""
         given = {
@@ -108,6 +125,22 @@ class SourceScenario(Scenario):
         """
         raise NotImplementedError(f"{type(self).__name__} must say how a source is cut.")
 
+    def stream(self, data: ImageData, name: str, **parts: Any) -> Stream:
+        """Put a stream together, with what it takes from its source, and check it.
+
+        Args:
+            data: The opened source.
+            name: Of the stream.
+            **parts: Everything else that a `Stream` needs or that differs from its defaults.
+
+        Raises:
+            ContractError: The parts don't fit together.
+        """
+        given = {"augmentation": self.augmentation, **parts}
+        stream = Stream(name=name, mean=data.mean, std=data.std, data_fingerprint=data.fingerprint, **given)
+        stream.check()
+        return stream
+
     def title(self, prefix: str) -> str:
         """Return what tables call the stream: the prefix and the source's name."""
         last = self.source.rpartition(":")[2] if ":" in self.source else Path(self.source).name
@@ -119,7 +152,7 @@ class SourceScenario(Scenario):
         Raises:
             ConfigurationError: The source hasn't got them.
         """
-        order = self._class_order(data.num_classes)
+        order = self._class_order(data.class_names)
         relabel = torch.full((data.num_classes,), -1, dtype=torch.int64)
         relabel[torch.tensor(order)] = torch.arange(len(order))
         train_labels, test_labels = relabel[data.train.targets], relabel[data.test.targets]
@@ -129,9 +162,9 @@ class SourceScenario(Scenario):
         test = rows_by_label(test_labels, len(order), self.test_per_class)
         return Material(data, tuple(order), names, train_labels, test_labels, train, valid, test)
 
-    def _class_order(self, available: int) -> list[int]:
+    def _class_order(self, names: Sequence[str]) -> list[int]:
         """Return the source labels in the order in which they are learnt."""
-        labels = self._chosen_labels(available)
+        labels = self._chosen_labels(names)
         if isinstance(self.order, list):
             if sorted(self.order) != sorted(labels):
                 raise ConfigurationError(
@@ -148,18 +181,24 @@ class SourceScenario(Scenario):
             )
         return [labels[k] for k in np.random.RandomState(int(seed)).permutation(len(labels)).tolist()]
 
-    def _chosen_labels(self, available: int) -> list[int]:
-        chosen = self.classes
+    def _chosen_labels(self, names: Sequence[str]) -> list[int]:
+        available, chosen = len(names), self.classes
         if isinstance(chosen, list):
-            good = bool(chosen) and len(set(chosen)) == len(chosen) and set(chosen) <= set(range(available))
-            if not good:
+            labels = [_label(c, names, "classes") for c in chosen]
+            if not labels or len(set(labels)) != len(labels):
                 raise ConfigurationError(
                     f"scenario.classes: expected at least one label, all different and in 0..{available - 1}, received {chosen}."
                 )
-            return list(chosen)
-        if chosen is not None and not 1 <= chosen <= available:
+        elif chosen is not None and not 1 <= chosen <= available:
             raise ConfigurationError(f"scenario.classes: expected 1 to {available} classes, received {chosen}.")
-        return list(range(available if chosen is None else chosen))
+        else:
+            labels = list(range(available if chosen is None else chosen))
+        left_out = {_label(c, names, "exclude") for c in self.settled().exclude or ()}
+        if left_out >= set(labels):
+            raise ConfigurationError(
+                f"scenario.exclude: expected to leave some of the {len(labels)} classes, received all of them."
+            )
+        return [label for label in labels if label not in left_out]
 
     def _set_aside(
         self, rows: list[Tensor], order: Sequence[int], names: Sequence[str]
@@ -180,6 +219,44 @@ class SourceScenario(Scenario):
             valid.append(own[drawn[:count].sort().values])
             kept.append(own[drawn[count:].sort().values])
         return valid, kept
+
+
+def _listed(file: Path) -> list[int | str]:
+    """Read the classes that a text file lists.
+
+    Raises:
+        ConfigurationError: There is no such file, or it lists none.
+    """
+    try:
+        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(
+            f"scenario.exclude: expected the path of a text file or a list of classes, but {file} can't be read: give the "
+            "file's path, or a list in brackets such as [apple]."
+        ) from None
+    found: list[int | str] = [name for line in lines if (name := line.partition("#")[0].strip())]
+    if not found:
+        raise ConfigurationError(f"scenario.exclude: expected at least one class in {file}, received none.")
+    return found
+
+
+def _label(given: int | str, names: Sequence[str], option: str) -> int:
+    """Return the source label of a class that is given by label or name.
+
+    Raises:
+        ConfigurationError: The source has no such class.
+    """
+    if given in names:
+        return names.index(str(given))
+    if isinstance(given, int) or given.isdecimal():
+        if 0 <= int(given) < len(names):
+            return int(given)
+        hint = ""
+    else:
+        hint = did_you_mean(given, names)
+    raise ConfigurationError(
+        f"scenario.{option}: expected names of classes or labels in 0..{len(names) - 1}, received {given!r}.{hint}"
+    )
 
 
 def rows_by_label(labels: Tensor, count: int, limit: int | None) -> list[Tensor]:

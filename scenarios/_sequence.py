@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clframe.data import ImageData
-from clframe.scenarios._parts import Material, SourceScenario, join
+from clframe.scenarios._parts import Material, SourceScenario, join, source_field
 from clframe.spec import field
 from clframe.stream import EvaluationTask, Experience, SampleTable, Stream, no_samples
 
@@ -24,9 +24,7 @@ class SequenceScenario(SourceScenario):
     literature. Inside a mini-experience the order is drawn by the run.
     """
 
-    source: str = field(
-        default="digits", help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
-    )
+    source: str = source_field("digits")
     evaluate_every: int = field(
         default=1000, ge=1, unit="samples", help="Samples of a mini-experience; the model is scored after each (1000)."
     )

@@ -6,7 +6,7 @@ import torch
 
 from clframe.data import ImageData
 from clframe.errors import ConfigurationError
-from clframe.scenarios._parts import SourceScenario, join, seeded
+from clframe.scenarios._parts import SourceScenario, join, seeded, source_field
 from clframe.spec import field
 from clframe.stream import EvaluationTask, Experience, SampleTable, Stream
 
@@ -26,9 +26,7 @@ class Active(SourceScenario):
         1: first version.
     """
 
-    source: str = field(
-        default="digits", help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
-    )
+    source: str = source_field("digits")
     rounds: int = field(default=5, ge=1, help="Number of rounds, the first, random one included.")
     budget: int = field(default=50, ge=1, unit="labels", help="Labels bought in every round.")
     stream_seed: int = field(default=0, ge=0, help="Seed of the first round; independent of the run's seed.")
@@ -58,7 +56,8 @@ class Active(SourceScenario):
             )
             for i in range(1, self.rounds)
         ]
-        stream = Stream(
+        return self.stream(
+            data,
             name=self.title("active"),
             experiences=tuple(experiences),
             tasks=(EvaluationTask(0, every, join(found.test, every), valid, 1),),
@@ -66,11 +65,5 @@ class Active(SourceScenario):
             test=SampleTable(data.test.images, found.test_labels),
             class_names=found.names,
             class_order=found.order,
-            mean=data.mean,
-            std=data.std,
             setting="domain",
-            augmentation=self.augmentation,
-            data_fingerprint=data.fingerprint,
         )
-        stream.check()
-        return stream

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clframe.data import ImageData
 from clframe.errors import ConfigurationError
-from clframe.scenarios._parts import Material, SourceScenario, seeded
+from clframe.scenarios._parts import Material, SourceScenario, seeded, source_field
 from clframe.scenarios._sequence import sequence_stream
 from clframe.spec import field
 from clframe.stream import Stream
@@ -33,9 +33,7 @@ class ClassRepetition(SourceScenario):
         1: first version.
     """
 
-    source: str = field(
-        default="digits", help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
-    )
+    source: str = source_field("digits")
     experiences: int = field(default=20, ge=1, help="Number of experiences.")
     generator: Literal["slots", "sampling"] = field(default="slots", help="How classes are dealt, see above.")
     slots: int = field(default=4, ge=1, unit="classes", help="slots: classes of every experience.")

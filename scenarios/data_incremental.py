@@ -6,7 +6,7 @@ import torch
 
 from clframe.data import ImageData
 from clframe.errors import ConfigurationError
-from clframe.scenarios._parts import SourceScenario, join, seeded
+from clframe.scenarios._parts import SourceScenario, join, seeded, source_field
 from clframe.spec import field
 from clframe.stream import EvaluationTask, Experience, SampleTable, Stream
 
@@ -20,9 +20,7 @@ class DataIncremental(SourceScenario):
         1: first version.
     """
 
-    source: str = field(
-        default="digits", help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
-    )
+    source: str = source_field("digits")
     experiences: int = field(default=5, ge=1, help="Number of experiences.")
     growth: float = field(
         default=1.0, gt=0, help="Size of an experience relative to the one before; 1: equal sizes, 0.5: ever fewer."
@@ -64,7 +62,8 @@ class DataIncremental(SourceScenario):
             )
             for i, part in enumerate(parts)
         )
-        stream = Stream(
+        return self.stream(
+            data,
             name=self.title("data_incremental"),
             experiences=experiences,
             tasks=(EvaluationTask(0, every, test, valid, 1),),
@@ -72,11 +71,5 @@ class DataIncremental(SourceScenario):
             test=SampleTable(data.test.images, found.test_labels),
             class_names=found.names,
             class_order=found.order,
-            mean=data.mean,
-            std=data.std,
             setting="domain",
-            augmentation=self.augmentation,
-            data_fingerprint=data.fingerprint,
         )
-        stream.check()
-        return stream

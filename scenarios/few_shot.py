@@ -9,7 +9,7 @@ import torch
 
 from clframe.data import ImageData
 from clframe.errors import ConfigurationError
-from clframe.scenarios._parts import Material, seeded
+from clframe.scenarios._parts import Material, seeded, source_field
 from clframe.scenarios.split import Split
 from clframe.spec import field
 
@@ -29,9 +29,7 @@ class FewShot(Split):
 
     prefix: ClassVar[str] = "few_shot"
 
-    source: str = field(
-        default="digits", help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
-    )
+    source: str = source_field("digits")
     base: int | None = field(default=4, ge=1, unit="classes", help="Classes of the first experience, with all samples.")
     increment: int | None = field(
         default=2, ge=1, unit="classes", help="Classes of every later experience; the last takes the remainder."

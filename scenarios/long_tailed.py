@@ -9,7 +9,7 @@ import numpy as np
 
 from clframe.data import ImageData
 from clframe.errors import ConfigurationError
-from clframe.scenarios._parts import Material, seeded
+from clframe.scenarios._parts import Material, seeded, source_field
 from clframe.scenarios.split import Split
 from clframe.spec import field
 
@@ -31,9 +31,7 @@ class LongTailed(Split):
     prefix: ClassVar[str] = "long_tailed"
     usual_experiences: ClassVar[int | None] = 5
 
-    source: str = field(
-        default="digits", help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
-    )
+    source: str = source_field("digits")
     ratio: float = field(default=0.01, gt=0, le=1, help="ρ, samples of the smallest class over those of the largest.")
     placement: Literal["ordered", "shuffled"] = field(
         default="shuffled", help="Whether the largest classes come first in the class order, or anywhere."

@@ -36,7 +36,8 @@ class MultiDataset(Scenario):
     augmentation: ClassVar[AugmentationSpec] = "none"
 
     sources: list[str] = field(
-        help="Data sets in the order of learning: known names, folders or archives, or path/to/file.py:Name."
+        default_factory=lambda: ["mnist", "fashion_mnist", "svhn", "cifar10"],
+        help="Data sets in the order of learning: known names, folders or archives, or path/to/file.py:Name.",
     )
     setting: Setting = field(default="task", help="task (ids given), class, or domain (labels shared).")
     size: int | None = field(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clframe.data import ImageData
-from clframe.scenarios._parts import seeded
+from clframe.scenarios._parts import seeded, source_field
 from clframe.scenarios.split import Split
 from clframe.spec import field
 from clframe.stream import Experience, Stream
@@ -31,9 +31,7 @@ class NoisyLabels(Split):
     prefix: ClassVar[str] = "noisy_labels"
     usual_experiences: ClassVar[int | None] = 5
 
-    source: str = field(
-        default="digits", help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
-    )
+    source: str = source_field("digits")
     noise: float = field(default=0.2, ge=0, le=1, help="Share of every class's training labels that is wrong.")
     kind: Literal["symmetric", "pair"] = field(default="symmetric", help="Which wrong label, see above.")
     stream_seed: int = field(default=0, ge=0, help="Seed of the noise; independent of the run's seed.")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clframe.data import ImageData
-from clframe.scenarios._parts import seeded
+from clframe.scenarios._parts import seeded, source_field
 from clframe.scenarios.split import Split
 from clframe.spec import field
 from clframe.stream import Experience, Stream
@@ -31,9 +31,7 @@ class PartiallyLabelled(Split):
     prefix: ClassVar[str] = "partially_labelled"
     usual_experiences: ClassVar[int | None] = 5
 
-    source: str = field(
-        default="digits", help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
-    )
+    source: str = source_field("digits")
     labelled: float = field(default=0.05, gt=0, le=1, help="Share of every class's training samples with a label.")
     stream_seed: int = field(default=0, ge=0, help="Seed of the draw; independent of the run's seed.")
 

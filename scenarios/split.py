@@ -73,7 +73,8 @@ class Split(GroupedScenario):
             )
             experiences.append(experience)
             tasks.append(EvaluationTask(i, shown[i], join(found.test, group), experience.valid, i + 1, task_id))
-        stream = Stream(
+        return self.stream(
+            data,
             name=self.name,
             experiences=tuple(experiences),
             tasks=tuple(tasks),
@@ -81,14 +82,8 @@ class Split(GroupedScenario):
             test=self._table(data.test, found.test_labels, groups),
             class_names=self._domain_names(found.names, groups) if self.setting == "domain" else found.names,
             class_order=found.order,
-            mean=data.mean,
-            std=data.std,
             setting=self.setting,
-            augmentation=self.augmentation,
-            data_fingerprint=data.fingerprint,
         )
-        stream.check()
-        return stream
 
     @property
     def name(self) -> str:

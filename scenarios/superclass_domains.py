@@ -98,7 +98,8 @@ class SuperclassDomains(SourceScenario):
             SampleTable(s.images, coarse[labels], task_ids=domain[labels] if self.setting == "task" else None)
             for s, labels in ((data.train, found.train_labels), (data.test, found.test_labels))
         ]
-        stream = Stream(
+        return self.stream(
+            data,
             name=self.title("superclass_domains"),
             experiences=tuple(experiences),
             tasks=tuple(tasks),
@@ -106,14 +107,8 @@ class SuperclassDomains(SourceScenario):
             test=tables[1],
             class_names=tuple(members),
             class_order=tuple(range(len(members))),
-            mean=data.mean,
-            std=data.std,
             setting=self.setting,
-            augmentation=self.augmentation,
-            data_fingerprint=data.fingerprint,
         )
-        stream.check()
-        return stream
 
     def _members(self, hierarchy: Mapping[str, list[str]], names: tuple[str, ...]) -> dict[str, list[int]]:
         """Return the source labels of every superclass.

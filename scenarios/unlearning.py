@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clframe.data import ImageData
 from clframe.errors import ConfigurationError
-from clframe.scenarios._parts import seeded
+from clframe.scenarios._parts import seeded, source_field
 from clframe.scenarios.split import Split
 from clframe.spec import field
 from clframe.stream import Experience, Stream, no_samples
@@ -33,9 +33,7 @@ class Unlearning(Split):
     prefix: ClassVar[str] = "unlearning"
     usual_experiences: ClassVar[int | None] = 5
 
-    source: str = field(
-        default="digits", help="A known data set, a folder or archive of images, or path/to/file.py:Name of a data set."
-    )
+    source: str = source_field("digits")
     what: Literal["classes", "samples"] = field(default="classes", help="Whether whole classes or samples are named.")
     share: float = field(default=0.1, gt=0, lt=1, help="Share of the classes, or of every class's samples, to forget.")
     retain: Literal["none", "full"] = field(default="full", help="What may be trained on in the last experience.")

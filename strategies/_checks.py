@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from clframe.errors import ConfigurationError
-from clframe.models import MultiHead
+from clframe.models import Backbone, MultiHead
 from clframe.strategy import RunContext, Strategy
 
-__all__ = ["refuse_local_softmax", "refuse_multi_head"]
+__all__ = ["refuse_local_softmax", "refuse_multi_head", "refuse_without_channels"]
 
 
 def refuse_local_softmax(strategy: Strategy, run: RunContext) -> None:
@@ -33,4 +35,18 @@ def refuse_multi_head(strategy: Strategy, run: RunContext) -> None:
     if isinstance(run.network.classifier, MultiHead):
         raise ConfigurationError(
             f"head.name: {type(strategy).__name__} needs one classifier over all classes, received multi: set it to linear."
+        )
+
+
+def refuse_without_channels(strategy: Strategy, run: RunContext) -> None:
+    """Refuse a backbone whose channels can't be gated and pruned.
+
+    Raises:
+        ConfigurationError: The backbone describes no channels.
+    """
+    backbone = cast(Backbone, run.network.branches[0])
+    if not backbone.channel_layers():
+        raise ConfigurationError(
+            f"backbone.name: {type(strategy).__name__} prunes channels, expected a backbone that supports it (resnet8 to "
+            f"resnet56, resnet18, resnet34, mlp without layer_norm), received {type(backbone).__name__}: choose one of these."
         )

@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from clframe.losses import cross_entropy
-from clframe.memory import Budget, ExemplarMemory, Policy
+from clframe.memory import OBSERVING, Budget, ExemplarMemory, Policy
 from clframe.models import Output
 from clframe.spec import field
 from clframe.strategies._checks import refuse_local_softmax
 from clframe.strategies._exemplars import exemplar_means, nearest_mean_scores, take_exemplars
-from clframe.strategy import Batch, DataView, RunContext, Strategy, Tags
+from clframe.strategies._online import OfferingStrategy, parts_of
+from clframe.strategy import Batch, DataView, RunContext, Tags
 from clframe.stream import Experience
 
 __all__ = ["Replay"]
 
 
-class Replay(Strategy):
+class Replay(OfferingStrategy):
     """Experience replay, in its two forms.
 
     `form=union` (class-incremental code such as PyCIL's "replay"): train on new data ∪ memory, shuffled uniformly; the
@@ -48,7 +49,7 @@ class Replay(Strategy):
         default="total",
         help="total: ⌊memory_size / classes seen⌋ per class, or in all for a reservoir; per_class: fixed.",
     )
-    policy: Literal["auto", "herding", "random", "reservoir", "ring", "class_balanced"] = field(
+    policy: Literal["auto", "herding", "random", "reservoir", "ring", "class_balanced", "greedy_balanced"] = field(
         default="auto", help="How exemplars are chosen; auto: herding for the union form, reservoir for the step form."
     )
     form: Literal["union", "step"] = field(
@@ -78,9 +79,9 @@ class Replay(Strategy):
 
     def setup(self) -> None:
         """Start with an empty memory."""
+        super().setup()
         self.memory_ = self._new_memory(self.run.sample_bytes)
         self.means_: Tensor | None = None
-        self.offering_: str | None = None
 
     def training_data(self, experience: Experience) -> DataView:
         """Mix memory and new data as the form says."""
@@ -93,31 +94,17 @@ class Replay(Strategy):
         new = batch.num_new
         if new == len(batch.y):
             return super().main_loss(batch, output)
-        logits, allowed = output.logits, self.allowed_classes(batch)
-        of_new, of_old = (
-            (allowed[:new], allowed[new:]) if allowed is not None and allowed.ndim == 2 else (allowed, allowed)
-        )
+        logits, (of_new, of_old) = output.logits, parts_of(self.allowed_classes(batch), new)
         return cross_entropy(logits[:new], batch.y[:new], of_new) + cross_entropy(logits[new:], batch.y[new:], of_old)
 
-    def before_experience(self, experience: Experience) -> None:
-        """Grow the classifier; no phase has offered samples yet."""
-        super().before_experience(experience)
-        self.offering_ = None
-
     def after_step(self, batch: Batch) -> None:
-        """Step form: offer new samples to the memory, in the first epoch of the experience's first phase."""
-        if self.form == "union" or not self._takes_offers or batch.epoch > 0:
-            return
-        self.offering_ = self.offering_ or batch.phase
-        if batch.phase == self.offering_:
-            new = batch.ids[: batch.num_new]
-            if len(batch.experience.unlabelled):
-                new = new[~torch.isin(new, batch.experience.unlabelled)]
-            self.memory_.observe(new, self.run.targets(new), generator=self.run.rng("memory"))
+        """Step form: offer new samples to the memory."""
+        if self.form == "step" and self._takes_offers:
+            self.offer(batch)
 
     @property
     def _takes_offers(self) -> bool:
-        return self.resolved_policy() in ("reservoir", "ring", "class_balanced")
+        return self.resolved_policy() in OBSERVING
 
     def after_experience(self, experience: Experience) -> None:
         """Choose exemplars and compute the class means."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 from clframe.config import resolve
@@ -49,3 +50,8 @@ def run(strategy: Strategy, stream: Any = None, **options: Any) -> Trainer:
     except Stopped:
         assert trainer.stop_after is not None
     return trainer
+
+
+def hear_interrupts() -> None:
+    """In a child process: listen to Ctrl-C even where the tests run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,6 +13,8 @@ from clframe.losses import (
     binary_distillation,
     cross_entropy,
     distillation,
+    logit_matching,
+    mixed_cross_entropy,
     nca,
     pod_flat,
     pod_spatial,
@@ -263,3 +265,61 @@ def test_pod_flat_equals_numpy():
     f, t = draw(0, 4, 5), draw(1, 4, 5)
     cosine = (f * t).sum(1) / (f.norm(dim=1) * t.norm(dim=1))
     assert pod_flat(f, t).item() == pytest.approx((1 - cosine).mean().item(), rel=1e-10)
+
+
+# ---- stored logits
+
+
+def test_logit_matching_is_the_mean_squared_error_on_equal_widths():
+    now, stored = draw(0, 5, 7), draw(1, 5, 7)
+    assert logit_matching(now, stored).item() == pytest.approx(torch.nn.functional.mse_loss(now, stored).item())
+
+
+def test_logit_matching_compares_what_is_known_on_both_sides_and_weighs_samples_alike():
+    now, stored = draw(0, 4, 6).requires_grad_(), draw(1, 4, 5)
+    stored[0, 2:] = torch.nan
+    stored[1, :3] = -torch.inf
+    hidden = torch.zeros(4, 6, dtype=torch.bool)
+    hidden[1, :3] = hidden[2, 4] = hidden[3] = True
+
+    def loss(logits):
+        return logit_matching(logits.masked_fill(hidden, -torch.inf), stored)
+
+    z, t = now.detach().numpy(), stored.numpy()
+    known = [[0, 1], [3, 4], [0, 1, 2, 3]]  # and nothing for the last
+    expected = sum(np.mean([(z[b, c] - t[b, c]) ** 2 for c in classes]) for b, classes in enumerate(known)) / 4
+    value = loss(now)
+    assert value.item() == pytest.approx(expected)
+    value.backward()
+    torch.testing.assert_close(now.grad, finite_difference(loss, now.detach()), rtol=1e-5, atol=1e-8)
+
+
+def test_logit_matching_of_nothing_is_zero():
+    assert logit_matching(torch.zeros(0, 3), torch.zeros(0, 3)).item() == 0
+
+
+# ---- two labels
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_mixed_cross_entropy_equals_numpy_and_finite_differences(masked):
+    logits, share = draw(0, 4, 5).requires_grad_(), torch.tensor([1.0, 0.25, 0.5, 0.0], dtype=torch.float64)
+    targets, others = torch.tensor([0, 1, 2, 1]), torch.tensor([2, 2, 0, 0])
+    allowed = torch.tensor([True, True, True, False, False]) if masked else None
+    p = softmax(logits.detach().numpy()[:, :3] if masked else logits.detach().numpy())
+    expected = np.mean([-s * np.log(p[b, t]) - (1 - s) * np.log(p[b, o])
+                        for b, (s, t, o) in enumerate(zip(share.tolist(), targets, others, strict=True))])  # fmt: skip
+
+    def loss(z):
+        return mixed_cross_entropy(z, targets, others, share, allowed)
+
+    value = loss(logits)
+    assert value.item() == pytest.approx(expected)
+    value.backward()
+    torch.testing.assert_close(logits.grad, finite_difference(loss, logits.detach()), rtol=1e-5, atol=1e-8)
+
+
+def test_mixed_cross_entropy_of_whole_samples_is_cross_entropy():
+    logits, targets = draw(0, 6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    whole = mixed_cross_entropy(logits, targets, targets.flip(0), torch.ones(6))
+    assert whole.item() == pytest.approx(cross_entropy(logits, targets).item(), rel=1e-12)

@@ -185,7 +185,12 @@ def test_a_sample_is_not_stored_twice():
 
 @pytest.mark.parametrize(
     ("size", "budget", "policy", "classes"),
-    [(9, "total", "herding", 10), (3, "total", "random", 4), (1, "total", "ring", 2)],
+    [
+        (9, "total", "herding", 10),
+        (3, "total", "random", 4),
+        (1, "total", "ring", 2),
+        (2, "total", "greedy_balanced", 3),
+    ],
 )
 def test_a_budget_that_leaves_a_class_nothing_is_refused(size, budget, policy, classes):
     memory = ExemplarMemory(size, budget=budget, policy=policy)
@@ -203,7 +208,7 @@ def test_a_budget_without_quotas_and_an_empty_one_are_fine():
     ExemplarMemory(1, budget="per_class").check(10)
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "class_balanced"])
+@pytest.mark.parametrize("policy", ["reservoir", "class_balanced", "greedy_balanced"])
 def test_a_reservoir_has_no_per_class_budget(policy):
     with pytest.raises(
         ConfigurationError, match=f"total budget for the memory policy '{policy}', received 'per_class'"
@@ -327,6 +332,72 @@ def test_a_rare_class_keeps_more_than_a_reservoir_would_give_it():
     assert shares["reservoir"].min() < 5
 
 
+# ---- greedy balance
+
+
+def one_by_one_greedy(size: int, parts, labels, generator: torch.Generator) -> list[int]:
+    """Algorithm 1 of Prabhu et al. 2020 with Python lists: quota k / |Y|, a random sample of the largest class leaves."""
+    kept: list[int] = []
+    seen: set[int] = set()
+    for part in parts:
+        draws = torch.rand(len(part), generator=generator, dtype=torch.float64).tolist()
+        for sample, draw in zip(part.tolist(), draws, strict=True):
+            c = labels[sample]
+            seen.add(c)
+            stored = [labels[s] for s in kept]
+            if stored.count(c) >= size / len(seen):
+                continue
+            if len(kept) < size:
+                kept.append(sample)
+                continue
+            largest = min(label for label in stored if stored.count(label) == max(map(stored.count, stored)))
+            places = [i for i, label in enumerate(stored) if label == largest]
+            kept[places[int(draw * len(places))]] = sample
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("size", [3, 20, 23])
+def test_greedy_balance_equals_a_transcription_of_the_paper_on_the_same_draws(seed, size):
+    parts, labels, generator = batches(250, seed), imbalanced(250, seed), gen(seed)
+    memory = ExemplarMemory(size, policy="greedy_balanced")
+    for part in parts:
+        observe(memory, part, torch.tensor(labels)[part], generator)
+    assert memory.ids.tolist() == one_by_one_greedy(size, parts, labels, gen(seed))
+    assert torch.equal(memory.targets, torch.tensor(labels)[memory.ids])
+
+
+def test_greedy_balance_keeps_every_class_within_one_of_the_others():
+    memory, following = ExemplarMemory(17, policy="greedy_balanced"), 0
+    for seen in (1, 2, 3, 5):  # classes arrive one after the other, each with enough samples
+        label = torch.randint(seen, (200,), generator=gen(seen))
+        observe(memory, torch.arange(following, following + 200), label, gen(seen))
+        following += 200
+        counts = torch.bincount(memory.targets, minlength=seen)
+        assert len(memory) == 17
+        assert counts.max() - counts.min() <= 1
+
+
+def test_greedy_balance_never_gives_a_class_more_than_its_share_where_cbrs_fills_up():
+    labels = torch.tensor([0] * 3 + [1] * 50)
+    shares = {}
+    for policy in ("greedy_balanced", "class_balanced"):
+        memory = ExemplarMemory(20, policy=policy)
+        observe(memory, torch.arange(53), labels)
+        shares[policy] = torch.bincount(memory.targets).tolist()
+        if policy == "greedy_balanced":
+            assert memory.ids[memory.targets == 1].tolist() == list(range(3, 13))  # at its share a class takes no more
+    assert shares == {"greedy_balanced": [3, 10], "class_balanced": [3, 17]}
+
+
+def test_greedy_balance_fills_what_unlearning_has_emptied():
+    memory = ExemplarMemory(6, policy="greedy_balanced")
+    observe(memory, range(10), [0, 1] * 5)
+    memory.remove(torch.tensor([0, 1, 2]))
+    observe(memory, range(10, 20), [0, 1] * 5)
+    assert torch.bincount(memory.targets).tolist() == [3, 3]
+
+
 # ---- ring
 
 
@@ -368,7 +439,7 @@ def operation():
 
 
 KINDS = [("herding", "total"), ("herding", "per_class"), ("random", "total"), ("reservoir", "total"), ("ring", "total"),
-         ("ring", "per_class"), ("class_balanced", "total")]  # fmt: skip
+         ("ring", "per_class"), ("class_balanced", "total"), ("greedy_balanced", "total")]  # fmt: skip
 
 
 @settings(max_examples=80, deadline=None)
@@ -418,7 +489,7 @@ def test_bytes_count_pixels_labels_and_extras():
     assert memory.bytes == 4 * (3072 + 8 + 40)
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "class_balanced", "ring"])
+@pytest.mark.parametrize("policy", ["reservoir", "class_balanced", "greedy_balanced", "ring"])
 def test_wider_logits_pad_the_older_ones(policy):
     memory = ExemplarMemory(6, policy=policy)
     observe(memory, range(6), [0, 1] * 3, extras={"logits": torch.arange(6.0)[:, None].expand(6, 2)})
@@ -435,6 +506,19 @@ def test_wider_logits_pad_the_older_ones(policy):
     observe(narrow, [0], [0], extras={"logits": torch.ones(1, 3)})
     observe(narrow, [1], [0], extras={"logits": torch.ones(1, 2)})
     assert narrow.extras["logits"].isnan().tolist() == [[False] * 3, [False, False, True]]
+
+
+def test_what_is_stored_beside_a_sample_can_be_renewed():
+    memory = ExemplarMemory(4, policy="reservoir")
+    observe(memory, [5, 3, 8], [0, 1, 0], extras={"logits": torch.tensor([[5.0], [3.0], [8.0]])})
+    new = torch.tensor([[80.0, 81.0], [70.0, 71.0], [50.0, 51.0]])
+    memory.renew(torch.tensor([8, 7, 5]), {"logits": new})
+    assert memory.extras["logits"].nan_to_num(-1).tolist() == [[50, 51], [3, -1], [80, 81]]
+    memory.renew(torch.tensor([3]), {"logits": torch.tensor([[30.0]])})  # narrower ones are padded
+    assert memory.extras["logits"].nan_to_num(-1).tolist() == [[50, 51], [30, -1], [80, 81]]
+    memory.renew(torch.tensor([1]), {"other": torch.ones(1)})
+    with pytest.raises(ContractError, match=r"the same extras: expected \['logits'\], received \['other'\]"):
+        memory.renew(torch.tensor([3]), {"other": torch.ones(1)})
 
 
 def test_extras_of_some_samples_only_are_refused():

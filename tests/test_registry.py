@@ -83,7 +83,7 @@ def test_registered_in_this_process() -> None:
     ("name", "sentence"),
     [
         ("replai", "There is no strategy named 'replai'. Did you mean 'replay'?"),
-        ("zzz", "There is no strategy named 'zzz'. Known: cumulative, der, ewc,"),
+        ("zzz", "There is no strategy named 'zzz'. Known: agem, batchnorm_tuning,"),
         ("mine.py", "Expected the class in mine.py to be named too: give mine.py:ClassName."),
         ("nowhere/mine.py:Mine", "There is no file nowhere/mine.py; give the path of a Python file"),
         ("no_such_package:Mine", "The module 'no_such_package' could not be imported (ModuleNotFoundError"),

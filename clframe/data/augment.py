@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,8 +28,10 @@ __all__ = [
     "Augmentation",
     "BrightnessJitter",
     "CenterCrop",
+    "CutMix",
     "Cutout",
     "HorizontalFlip",
+    "Mixed",
     "Pipeline",
     "RandomCrop",
     "RandomResizedCrop",
@@ -250,6 +253,80 @@ class CenterCrop(Augmentation):
         # torchvision rounds half of an odd rest to even
         top, left = (round((n - self.size) / 2) for n in padded.shape[1:3])
         return padded[:, top : top + self.size, left : left + self.size].clone(memory_format=torch.contiguous_format)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixed:
+    """Inputs of which each shows two images.
+
+    Attributes:
+        x: (B, C, H, W).
+        partner: (B,) int64 on the CPU: position of the image that the rest shows; its own where nothing was mixed.
+        share: (B,) the image's own share of the pixels, 1 where nothing was mixed.
+    """
+
+    x: Tensor
+    partner: Tensor
+    share: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class CutMix:
+    """Paste a box of another image of the batch into an image (Yun et al. 2019, "CutMix").
+
+    Unlike the transforms above it takes inputs (B, C, H, W), after normalisation, since labels mix with them: the loss
+    is the sum of both labels' losses, weighted by `Mixed.share`. Every image draws a partner, and its own box: a
+    share λ ~ Beta(alpha, alpha) stays, the box has sides √(1 − λ) of the image's around a uniform pixel, cut off at the
+    border; `share` is what really stays.
+
+    Attributes:
+        alpha: Of the Beta distribution.
+        p: Probability that an image is mixed.
+    """
+
+    alpha: float = 1.0
+    p: float = 0.5
+
+    def draw(
+        self, shape: Sequence[int], generator: torch.Generator, groups: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return partners (B,), and top, bottom, left and right of the boxes (4, B), for inputs (B, C, H, W)."""
+        batch, _, height, width = shape
+        partner = torch.randperm(batch, generator=generator)
+        if groups is not None:  # deal the permuted images out to the members of their own groups
+            own, dealt = groups.argsort(stable=True), partner[groups[partner].argsort(stable=True)]
+            partner = torch.empty_like(partner).scatter_(0, own, dealt)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        kept = torch.from_numpy(np.random.default_rng(seed).beta(self.alpha, self.alpha, batch))
+        mixed = torch.rand(batch, generator=generator) < self.p
+        side = (1 - kept).sqrt()
+        bounds = []
+        for extent in (height, width):
+            half = (extent * side).long() // 2
+            centre = torch.randint(extent, (batch,), generator=generator)
+            bounds += [(centre - half).clamp(min=0) * mixed, (centre + half).clamp(max=extent) * mixed]
+        boxes = torch.stack(bounds)
+        empty = (boxes[1] <= boxes[0]) | (boxes[3] <= boxes[2])
+        return torch.where(empty, torch.arange(batch), partner), boxes
+
+    def __call__(self, x: Tensor, generator: torch.Generator, groups: Tensor | None = None) -> Mixed:
+        """Mix a batch of inputs.
+
+        Args:
+            x: (B, C, H, W) on any device.
+            generator: On the CPU; the only source of randomness.
+            groups: (B,) int64 on the CPU; partners are of one group, such as a task.
+        """
+        height, width = x.shape[2:]
+        partner, boxes = self.draw(x.shape, generator, groups)
+        area = (boxes[1] - boxes[0]).clamp(min=0) * (boxes[3] - boxes[2]).clamp(min=0)
+        share = torch.where(partner == torch.arange(len(x)), 1.0, 1 - area / (height * width))
+        top, bottom, left, right = to_device(boxes, x.device).view(4, -1, 1, 1, 1)
+        rows = torch.arange(height, device=x.device).view(1, 1, -1, 1)
+        columns = torch.arange(width, device=x.device).view(1, 1, 1, -1)
+        inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+        other = x.index_select(0, to_device(partner, x.device))
+        return Mixed(torch.where(inside, other, x), partner, to_device(share.float(), x.device))
 
 
 @dataclasses.dataclass(frozen=True)

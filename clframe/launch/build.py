@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from clframe.composite import leaves, tags_of
 from clframe.config import RunConfig, resolve
@@ -48,6 +49,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
     augmentation, test_transform = _transforms(config, stream)
     shape = stream.shape if test_transform is None else test_transform.output_shape(stream.shape)
     check_fit(config.strategy, stream, config.backbone, shape)
+    _check_single_pass(config.strategy, stream)
     make, skeleton = _factories(config.backbone, shape)
     return Setup(
         stream=stream,
@@ -159,8 +161,12 @@ def check_fit(
         ),
         (_has(stream, "forget") and not tags.can_unlearn, "can't unlearn samples, which this stream asks for"),
         (
-            tags.needs_layernorm and not _has_layernorm(backbone, shape or stream.shape),
+            tags.needs_layernorm and not _has_layers(backbone, shape or stream.shape, nn.LayerNorm),
             "needs a backbone with LayerNorm, such as vit_tiny",
+        ),
+        (
+            tags.needs_batchnorm and not _has_layers(backbone, shape or stream.shape, nn.modules.batchnorm._BatchNorm),
+            "needs a backbone with BatchNorm, such as resnet32",
         ),
         (
             tags.needs_pretrained and not _pretrained(backbone, stream, shape or stream.shape),
@@ -175,19 +181,22 @@ def check_fit(
     ]
     usual = ": choose another strategy or scenario"
     problems = [f"{name} {text}{'' if ': ' in text else usual}." for bad, text in wrong if bad]
-    if stream.online and tags.online and _repeats(strategy):
-        problems.append(
-            f"The scenario {stream.name!r} presents every sample once, but strategy.epochs is {strategy.epochs}: add "
-            "--epochs 1, or set scenario.online to false."
-        )
     if problems:
         raise ConfigurationError("\n".join(problems))
 
 
-def _repeats(strategy: Strategy) -> bool:
-    """Whether the main phase presents samples more than once; methods with phases of their own know what they do."""
+def _check_single_pass(strategy: Strategy, stream: Stream) -> None:
+    """Refuse a main phase that presents samples of a single-pass stream again; methods with phases of their own know.
+
+    Raises:
+        ConfigurationError: `strategy.epochs` is more than 1.
+    """
     own = any(type(part).phases is not Strategy.phases for part in leaves(strategy))
-    return not own and max(strategy.epochs, strategy.first_epochs or 0) > 1
+    if stream.online and not own and max(strategy.epochs, strategy.first_epochs or 0) > 1:
+        raise ConfigurationError(
+            f"The scenario {stream.name!r} presents every sample once, but strategy.epochs is {strategy.epochs}: add "
+            "--epochs 1, or set scenario.online to false."
+        )
 
 
 def _words(values: Any) -> str:
@@ -203,9 +212,9 @@ def _leaves_classes(stream: Stream) -> bool:
     return any(e.classes and len(e.classes) < e.num_seen_classes for e in stream.experiences)
 
 
-def _has_layernorm(backbone: BackboneConfig, shape: tuple[int, ...]) -> bool:
+def _has_layers(backbone: BackboneConfig, shape: tuple[int, ...], kind: type[nn.Module]) -> bool:
     with torch.device("meta"):
-        return any(isinstance(m, torch.nn.LayerNorm) for m in backbone.skeleton(shape).modules())
+        return any(isinstance(m, kind) for m in backbone.skeleton(shape).modules())
 
 
 def _pretrained(backbone: BackboneConfig, stream: Stream, shape: tuple[int, ...]) -> bool:
@@ -274,6 +283,7 @@ def load_strategy(directory: RunDirectory, backbone: Any = None, strategy: Any =
         record["strategy"] = strategy
     stream = _hollow_stream(directory.stream)
     record["scenario"] = stream
+    record.pop("weights", None)  # every value comes from the checkpoint: the file may be gone
     config = resolve({**record, "device": "cpu", "precision": "fp32", "threads": None})
     setup = build_setup(config, stream)
     state = read_checkpoint(directory.checkpoints / "latest.pt")

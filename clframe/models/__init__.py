@@ -5,6 +5,7 @@
 | `backbone` | `Backbone`, `BackboneConfig`, a user's own module, names to backbones |
 | `resnet`, `preact`, `mlp`, `vit`, `timm_bridge` | the backbones |
 | `heads` | `LinearHead`, `CosineHead`, `LocalSimilarityHead`, `MultiHead` |
+| `gates`, `prune` | learned gates on channels, and cutting out what they close |
 | `network` | `Network` and its `Output` |
 | `weights` | checkpoint files |
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 from clframe.models.backbone import (
     Backbone,
     BackboneConfig,
+    ChannelLayer,
     UserBackbone,
     UserBackboneConfig,
     backbone_config,
@@ -26,6 +28,7 @@ from clframe.models.weights import load_weights
 __all__ = [
     "Backbone",
     "BackboneConfig",
+    "ChannelLayer",
     "CosineHead",
     "Head",
     "HeadConfig",

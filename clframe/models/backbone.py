@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import types
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from clframe import registry, spec
 from clframe.errors import ConfigurationError, ContractError
-from clframe.models.weights import load_weights
+from clframe.models.weights import load_weights, read_provenance
 from clframe.spec import Configurable, field
 
 __all__ = [
     "Backbone",
     "BackboneConfig",
+    "ChannelLayer",
     "UserBackbone",
     "UserBackboneConfig",
     "backbone_config",
@@ -28,6 +30,26 @@ __all__ = [
 ]
 
 TIMM_PREFIX = "timm/"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChannelLayer:
+    """A convolution or linear layer, and the sets of channels that it reads and writes.
+
+    A set of channels has the name of the place where a gate on it is attached, such as `layer1.0.gate`. Several layers
+    may write one set, such as a convolution and the projection that is added to it.
+
+    Attributes:
+        module: The layer's name in the backbone.
+        reads: The set of channels that it reads; None for the network's input.
+        writes: The set of channels that it writes.
+        norm: Name of the normalisation, channel by channel, of what it writes.
+    """
+
+    module: str
+    reads: str | None
+    writes: str
+    norm: str | None = None
 
 
 class Backbone(nn.Module):
@@ -65,9 +87,26 @@ class Backbone(nn.Module):
         """The module whose tensor names a weights file uses; a wrapper returns what it wraps."""
         return self
 
+    kept_channels: dict[str, list[int]] | None = None
+    """Numbers of the channels that stayed of every set, once channels have been pruned; see `clframe.models.prune`."""
+
+    def channel_layers(self) -> tuple[ChannelLayer, ...]:
+        """Describe the layers whose channels can be gated and pruned, in the order of the computation.
+
+        A backbone that gives any promises that a channel whose gate is 0 reaches nothing but the readers of its set, as
+        exact zeros, and that the last layer writes the features. Without support there are none.
+        """
+        return ()
+
+    def rewire(self, kept: Mapping[str, list[int]]) -> None:
+        """Adapt what joins sets of channels, such as shortcuts, to the channels that are kept (all sets, by name)."""
+
 
 class BackboneConfig(Configurable):
     """A backbone's options. A subclass declares its own as fields and defines `make`."""
+
+    free_options: ClassVar[frozenset[str]] = frozenset()
+    """Options that matter only in training or at initialisation: a weights file serves every value of them."""
 
     weights: str | None = field(
         default=None, help="Checkpoint file to start from (.safetensors or .pth); a classifier in it is ignored."
@@ -90,6 +129,7 @@ class BackboneConfig(Configurable):
         """
         backbone = self.make(tuple(input_shape))
         if self.weights is not None:
+            self._check_provenance(read_provenance(self.weights))
             load_weights(backbone.weights_target(), self.weights, type(self).__name__)
         return self.stated(backbone)
 
@@ -99,6 +139,29 @@ class BackboneConfig(Configurable):
             backbone.input_mean = None if self.input_mean is None else tuple(self.input_mean)
             backbone.input_std = None if self.input_std is None else tuple(self.input_std)
         return backbone
+
+    def _check_provenance(self, provenance: Mapping[str, Any] | None) -> None:
+        """Refuse a file of `clframe pretrain` that was made for another backbone, or with options that count.
+
+        Some options, such as a ViT's number of heads, change what is computed but no tensor's shape.
+        """
+        if provenance is None:
+            return
+        made = dict(provenance["backbone"])
+        name = registry.name_of("backbone", getattr(type(self), "factory", type(self)))
+        theirs = str(made.pop("name"))
+        if _last(theirs) != _last(name):
+            raise ConfigurationError(
+                f"The weights in {self.weights} were made for the backbone {theirs}, not for {name}: choose that backbone "
+                "with the options that the file was made with, or another file."
+            )
+        ours = {k: v for k, v in spec.to_dict(self).items() if k not in self.free_options and k != "weights"}
+        other = [f"{k} is {made[k]} in the file, {v} here" for k, v in ours.items() if k in made and made[k] != v]
+        if other:
+            raise ConfigurationError(
+                f"The weights in {self.weights} were made for {theirs} with other options ({'; '.join(other)}): set "
+                "these as in the file, or choose another file."
+            )
 
     def skeleton(self, input_shape: tuple[int, ...]) -> Backbone:
         """Make the same architecture without reading any weights, for a checkpoint to fill."""
@@ -111,6 +174,11 @@ class BackboneConfig(Configurable):
             input_shape: (C, H, W) of an image or (F,) of a feature vector, without the batch.
         """
         raise NotImplementedError(f"{type(self).__name__} must define make(input_shape) -> Backbone.")
+
+
+def _last(name: str) -> str:
+    """A user's class without the folder in which it lay when the file was made."""
+    return name.rpartition(":")[2]
 
 
 def image_shape(input_shape: tuple[int, ...], name: str, smallest: int = 8) -> tuple[int, int, int]:

@@ -116,6 +116,14 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
+    def keep_inputs(self, positions: Tensor) -> None:
+        """Take shorter feature vectors: the columns of the features that stay, bit-identical; the bias stays.
+
+        Args:
+            positions: (D',) int64 positions of those features among the D of now.
+        """
+        raise NotImplementedError
+
     def write(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Overwrite the full matrix (K, D), and the full bias (K,) where one is given, in place.
 
@@ -171,6 +179,11 @@ class _MatrixHead(Head):
         init = "zeros" if new == "zero" else self.init
         self.weight = _extend(self.weight, _draw_weight((self.num_classes, added), in_features, init), 1)
         self.in_features = in_features
+
+    def keep_inputs(self, positions: Tensor) -> None:
+        kept = self.weight.detach().index_select(1, positions.to(self.weight.device))
+        self.weight = nn.Parameter(kept, requires_grad=self.weight.requires_grad)
+        self.in_features = len(positions)
 
     def write(self, weight: Tensor, bias: Tensor | None = None) -> None:
         with torch.no_grad():
@@ -380,6 +393,12 @@ class MultiHead(Head):
         for task in self._layers():
             task.grow_inputs(in_features, new)
         self.in_features = in_features
+
+    def keep_inputs(self, positions: Tensor) -> None:
+        """Take shorter feature vectors, in every task's layer."""
+        for task in self._layers():
+            task.keep_inputs(positions)
+        self.in_features = len(positions)
 
     def reset_parameters(self) -> None:
         """Draw every layer's values anew, in place."""

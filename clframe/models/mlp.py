@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from clframe.errors import ConfigurationError
-from clframe.models.backbone import Backbone, BackboneConfig
+from clframe.models.backbone import Backbone, BackboneConfig, ChannelLayer
 from clframe.spec import field
 
 __all__ = ["MLP", "Activation", "PerceptronNet"]
@@ -56,9 +56,13 @@ class PerceptronNet(Backbone):
                 self.layers.append(nn.Dropout(dropout))
             width = units
         self.feature_dim = width
+        self.gates = nn.ModuleDict()
+        self._gateable = not layer_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute features: (B, …) to (B, D)."""
+        if self.gates:
+            return self.forward_stages(x)[0]
         features: Tensor = self.layers(x.flatten(1))
         return features
 
@@ -69,12 +73,24 @@ class PerceptronNet(Backbone):
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i in self._taps:
+                if str(i) in self.gates:
+                    x = self.gates[str(i)](x)
                 stages.append(x)
         return x, tuple(stages)
+
+    def channel_layers(self) -> tuple[ChannelLayer, ...]:
+        """Gates stand before the activations, all of which leave 0 at 0; LayerNorm would mix the units: none with it."""
+        if not self._gateable:
+            return ()
+        names = [f"gates.{i}" for i in self._taps]
+        reads = [None, *names][: len(names)]
+        return tuple(ChannelLayer(f"layers.{i}", r, n) for i, r, n in zip(self._taps, reads, names, strict=True))
 
 
 class MLP(BackboneConfig):
     """Multi-layer perceptron; D is the number of units of the last hidden layer."""
+
+    free_options: ClassVar[frozenset[str]] = frozenset({"dropout"})
 
     hidden: list[int] = field(default_factory=lambda: [400, 400], unit="units", help="Units of each hidden layer.")
     activation: Activation = field(default="relu", help="Activation after each hidden layer.")

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from clframe import spec
 from clframe.errors import ContractError, did_you_mean
 from clframe.models.backbone import Backbone
+from clframe.models.gates import attach_gates, gates_of
 from clframe.models.heads import Head, HeadConfig, NewInputs
+from clframe.models.prune import is_channels_last, prune, widen
 
 __all__ = ["CLASSIFIER", "HeadInputs", "Network", "Output", "freeze"]
 
@@ -111,6 +113,10 @@ class Network(nn.Module):
         """Bytes of all parameters, without buffers such as BatchNorm's statistics."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
+    def set_factory(self, factory: Callable[[], Backbone]) -> None:
+        """Make further branches by another function, such as the run's own after a checkpoint was read."""
+        self._factory = factory
+
     # ---- computing
 
     def forward(self, x: Tensor, task_ids: Tensor | None = None, stages: bool = False) -> Output:
@@ -182,6 +188,9 @@ class Network(nn.Module):
 
         The new branch trains as a whole and lies on the device, in the dtype and memory format of the first one.
 
+        A copy of a pruned branch has the whole width again: kept channels take the values of the pruned branch, as
+        `clframe.models.prune.widen` says, the others are fresh.
+
         Args:
             copy_from: Index of the branch whose values it starts from, buffers too; None starts afresh.
             new_inputs: Whether the heads' new columns are `fresh` or `zero`.
@@ -189,11 +198,14 @@ class Network(nn.Module):
         Raises:
             ContractError: There is no branch of that index.
         """
-        if copy_from is None:
+        source = None if copy_from is None else self._branch(copy_from)
+        if source is None or source.kept_channels is not None:
             branch = self._factory()
             _follow(branch, self.branches[0])
+            if source is not None:
+                widen(branch, source)
         else:
-            branch = copy.deepcopy(self._branch(copy_from))
+            branch = copy.deepcopy(source)
             branch.requires_grad_(True)
         self.branches.append(branch.train(self.training))
         for name, inputs in self._inputs.items():
@@ -245,6 +257,43 @@ class Network(nn.Module):
             )
         del self.heads[name], self._inputs[name], self._configs[name]
 
+    # ---- pruning
+
+    def add_gates(self, index: int, start: float = 2.0) -> None:
+        """Put a fresh gate on every set of channels of a branch; see `clframe.models.gates`.
+
+        Raises:
+            ContractError: There is no such branch, or its backbone has no support for gates.
+        """
+        attach_gates(self._branch(index), start)
+
+    def prune_branch(self, index: int, kept: Mapping[str, Sequence[int]] | None = None) -> None:
+        """Cut channels out of a branch, and the columns of features that go from the heads that read it.
+
+        The features, and the logits of linear heads, are to rounding those with binary gates that are open for the
+        channels kept. A cosine head's rows get shorter, and its logits larger.
+
+        Args:
+            index: Of the branch.
+            kept: Numbers of the channels that stay, by set; by default the open ones of its gates, which are taken off.
+
+        Raises:
+            ContractError: There is no such branch, its backbone has no support for pruning, or there are no such
+                channels.
+        """
+        branch, number = self._branch(index), index % len(self.branches)
+        before = self.branch_dims
+        places = prune(branch, kept)
+        if len(places) == before[number]:
+            return
+        parts = [torch.arange(d) for d in before]
+        parts[number] = places
+        everywhere = torch.cat([part + sum(before[:k]) for k, part in enumerate(parts)])
+        for name, inputs in self._inputs.items():
+            read = len(before) - 1 if inputs == "last" else inputs
+            if read == "all" or read == number:
+                self._head(name).keep_inputs(everywhere if read == "all" else places)
+
     # ---- freezing and copying
 
     def freeze_branch(self, index: int) -> None:
@@ -281,12 +330,15 @@ class Network(nn.Module):
             }
             for name in self.heads
         }
-        return {
+        structure = {
             "branches": list(self.branch_dims),
             "frozen_branches": list(self._frozen_branches),
             "frozen": self._frozen,
             "heads": heads,
         }
+        branches = [cast(Backbone, branch) for branch in self.branches]
+        kept, gates = [b.kept_channels for b in branches], [list(gates_of(b)) for b in branches]
+        return structure | ({"kept": kept} if any(kept) else {}) | ({"gates": gates} if any(gates) else {})
 
     @classmethod
     def from_structure(cls, structure: Mapping[str, Any], factory: Callable[[], Backbone]) -> Network:
@@ -302,7 +354,13 @@ class Network(nn.Module):
         recorded = structure["heads"]
         network = cls(factory, _head_config(recorded[CLASSIFIER]))
         for _ in structure["branches"][1:]:
-            network.add_branch()
+            network.branches.append(factory())
+        for branch, kept in zip(network.branches, structure.get("kept", ()), strict=False):
+            if kept is not None:
+                prune(cast(Backbone, branch), kept)
+        for branch, gates in zip(network.branches, structure.get("gates", ()), strict=False):
+            if gates:
+                attach_gates(cast(Backbone, branch), only=gates)
         if list(network.branch_dims) != list(structure["branches"]):
             raise ContractError(
                 f"The recorded network has branches of {list(structure['branches'])} features, the backbone at hand "
@@ -310,8 +368,7 @@ class Network(nn.Module):
             )
         for name, entry in recorded.items():
             config = _head_config(entry)
-            if name != CLASSIFIER:
-                network._attach(name, config.build(network._width_of(entry["inputs"])), entry["inputs"], config)
+            network._attach(name, config.build(network._width_of(entry["inputs"])), entry["inputs"], config)
             network._head(name).restore(entry["layout"])
         for index in structure["frozen_branches"]:
             network.freeze_branch(index)
@@ -353,9 +410,5 @@ def _follow(module: nn.Module, reference: nn.Module) -> None:
     if first is None:
         return
     module.to(first.device, first.dtype)
-    if any(_is_channels_last(p) for p in reference.parameters()):
+    if any(is_channels_last(p) for p in reference.parameters()):
         module.to(memory_format=torch.channels_last)
-
-
-def _is_channels_last(p: Tensor) -> bool:
-    return p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last)

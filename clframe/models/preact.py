@@ -136,6 +136,8 @@ class PreActResNet18(BackboneConfig):
 class WideResNet(BackboneConfig):
     """Wide residual network WRN-d-k: three stages of 16k, 32k and 64k channels; D = 64k."""
 
+    free_options: ClassVar[frozenset[str]] = frozenset({"dropout"})
+
     widen: int = field(default=2, ge=1, help="Factor k by which every stage is wider than a CIFAR ResNet's.")
     dropout: float = field(
         default=0.0, ge=0, lt=1, help="Probability of zeroing a value between a block's convolutions."

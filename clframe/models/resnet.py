@@ -5,14 +5,14 @@ Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clframe.models.backbone import Backbone, BackboneConfig, image_shape
+from clframe.models.backbone import Backbone, BackboneConfig, ChannelLayer, image_shape
 from clframe.spec import field
 
 __all__ = [
@@ -62,6 +62,11 @@ class BasicBlock(nn.Module):
         last_relu: Whether the block ends with a ReLU.
     """
 
+    taken: Tensor | None
+    """Channels of the input that a shortcut between pruned ends takes, in the order of `joined`; else None."""
+    joined: Tensor | None
+    """Channels of the output to which it adds them."""
+
     def __init__(
         self, channels_in: int, channels: int, stride: int, shortcut: Shortcut, last_relu: bool = True
     ) -> None:
@@ -71,20 +76,49 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.channels, self.stride, self.last_relu = channels, stride, last_relu
+        self.channels_in = channels_in
         self.changes_shape = stride != 1 or channels_in != channels
         self.downsample: nn.Module | None = None
         if self.changes_shape and shortcut == "B":
             projection = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(channels))
+        self.inner_gate: nn.Module | None = None
+        self.gate: nn.Module | None = None
+        self.register_buffer("taken", None, persistent=False)
+        self.register_buffer("joined", None, persistent=False)
 
     def before_relu(self, x: Tensor) -> Tensor:
         """Compute the block's output before its last ReLU."""
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        if not self.changes_shape:
-            return cast(Tensor, out.add_(x))
-        shortcut = subsample_and_pad(x, self.channels, self.stride) if self.downsample is None else self.downsample(x)
-        return cast(Tensor, out.add_(shortcut))
+        out = self.bn1(self.conv1(x))
+        if self.inner_gate is not None:
+            out = self.inner_gate(out)
+        out = self.bn2(self.conv2(F.relu(out, inplace=True)))
+        out = self._add_shortcut(out, x)
+        return out if self.gate is None else cast(Tensor, self.gate(out))
+
+    def _add_shortcut(self, out: Tensor, x: Tensor) -> Tensor:
+        if self.downsample is not None:
+            return out.add_(self.downsample(x))
+        if self.taken is not None and self.joined is not None:
+            shortcut = x[:, :, :: self.stride, :: self.stride].index_select(1, self.taken)
+            return out.index_add_(1, self.joined, shortcut.to(out.dtype))
+        return out.add_(subsample_and_pad(x, self.channels, self.stride) if self.changes_shape else x)
+
+    def rewire(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Let a shortcut without weights join the channels that are left on either side.
+
+        Args:
+            inputs: Numbers of the input's channels that are kept, of the `channels_in` there were.
+            outputs: Likewise of the output, of `channels`.
+        """
+        self.taken = self.joined = None
+        if self.downsample is not None or (len(inputs), len(outputs)) == (self.channels_in, self.channels):
+            return
+        shift = (self.channels - self.channels_in) // 2  # option A pads so many zeros before the first channel
+        place = {c: k for k, c in enumerate(outputs)}
+        pairs = [(k, place[c + shift]) for k, c in enumerate(inputs) if c + shift in place]
+        found = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).to(self.conv1.weight.device)
+        self.taken, self.joined = found[:, 0].contiguous(), found[:, 1].contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block: (B, C_in, H, W) to (B, C, H', W')."""
@@ -133,6 +167,7 @@ class ResidualNet(Backbone):
                 width = channels
             self.add_module(f"layer{k + 1}", stage)
         self.feature_dim = width
+        self.gate: nn.Module | None = None
         self._layers = tuple(f"layer{k + 1}" for k in range(len(widths)))
         self._initialise(zero_init_last)
 
@@ -146,7 +181,10 @@ class ResidualNet(Backbone):
 
     def stem(self, x: Tensor) -> Tensor:
         """Compute what the first stage receives."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.bn1(self.conv1(x))
+        if self.gate is not None:
+            x = self.gate(x)
+        x = F.relu(x, inplace=True)
         return F.max_pool2d(x, 3, 2, 1) if self.pools else x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,6 +205,29 @@ class ResidualNet(Backbone):
             stages.append(cast(BasicBlock, last).before_relu(x))
             x = torch.relu(stages[-1]) if last.last_relu else stages[-1]
         return x.mean((2, 3)), tuple(stages)
+
+    def _blocks(self) -> Iterator[tuple[str, BasicBlock]]:
+        for name in self._layers:
+            for i, block in enumerate(cast("nn.Sequential", self._modules[name])):
+                yield f"{name}.{i}", cast(BasicBlock, block)
+
+    def channel_layers(self) -> tuple[ChannelLayer, ...]:
+        """Gates stand after BatchNorm: within a block on its inner channels, and on its output, shortcut included."""
+        found = [ChannelLayer("conv1", None, "gate", "bn1")]
+        for name, block in self._blocks():
+            reads, inner, output = found[-1].writes, f"{name}.inner_gate", f"{name}.gate"
+            found.append(ChannelLayer(f"{name}.conv1", reads, inner, f"{name}.bn1"))
+            if block.downsample is not None:
+                found.append(ChannelLayer(f"{name}.downsample.0", reads, output, f"{name}.downsample.1"))
+            found.append(ChannelLayer(f"{name}.conv2", inner, output, f"{name}.bn2"))
+        return tuple(found)
+
+    def rewire(self, kept: Mapping[str, list[int]]) -> None:
+        """Let every shortcut join the channels that are left on either side."""
+        reads = "gate"
+        for name, block in self._blocks():
+            block.rewire(kept[reads], kept[f"{name}.gate"])
+            reads = f"{name}.gate"
 
 
 class CifarResNet(BackboneConfig):
@@ -217,6 +278,8 @@ class ResNet56(CifarResNet):
 
 class WideStemResNet(BackboneConfig):
     """ResNet of four stages of width, 2·width, 4·width and 8·width channels; D = 8·width."""
+
+    free_options: ClassVar[frozenset[str]] = frozenset({"zero_init_last"})
 
     stem: Stem = field(
         default="cifar",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +63,8 @@ class TimmBackbone(Backbone):
 
 class Timm(BackboneConfig):
     """Any model of timm by its name, with or without pretrained weights."""
+
+    free_options: ClassVar[frozenset[str]] = frozenset({"pretrained", "drop_rate", "drop_path_rate"})
 
     model: str = field(help="timm's name of the model, for instance vit_base_patch16_224.augreg2_in21k_ft_in1k.")
     pretrained: bool = field(default=False, help="Start from timm's weights, from its cache or a download.")

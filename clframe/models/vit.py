@@ -5,7 +5,7 @@ Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; sizes of
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +171,8 @@ class VisionTransformer(Backbone):
 
 class ViTTiny(BackboneConfig):
     """Vision transformer of the sizes of DeiT-Ti on small patches: 5.4 million parameters on 32×32 images."""
+
+    free_options: ClassVar[frozenset[str]] = frozenset({"dropout"})
 
     patch: int = field(default=4, ge=1, unit="pixels", help="Height and width of a patch; divides the image's.")
     dim: int = field(default=192, ge=1, help="Length of a token and of the feature vector.")

@@ -1,21 +1,28 @@
-"""Checkpoint files of backbones: read without executing code, checked tensor by tensor."""
+"""Checkpoint files of backbones: read without executing code, checked tensor by tensor; what `clframe pretrain` writes."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clframe.errors import ConfigurationError
+from clframe.errors import ConfigurationError, RunDirectoryError
 
-__all__ = ["CLASSIFIER_NAMES", "load_weights", "read_tensors"]
+__all__ = ["CLASSIFIER_NAMES", "file_digest", "load_weights", "read_provenance", "read_tensors", "save_weights"]
 
 CLASSIFIER_NAMES = frozenset({"linear", "fc", "head", "classifier"})
 """First parts of the tensor names that are taken for a classifier when the backbone has no such part."""
 
 _SHOWN = 3
+_PROVENANCE = "clframe"
+"""Key of the provenance among a safetensors file's metadata."""
 
 
 def load_weights(module: nn.Module, path: str | Path, name: str = "") -> None:
@@ -38,9 +45,11 @@ def load_weights(module: nn.Module, path: str | Path, name: str = "") -> None:
     problems = _differences(own, found)
     if problems:
         listed = "; ".join(problems[:_SHOWN]) + ("; …" if len(problems) > _SHOWN else "")
+        shape = (read_provenance(path) or {}).get("input", {}).get("shape")
+        made_for = f", made for inputs of {'×'.join(map(str, shape))}," if shape else ""
         raise ConfigurationError(
-            f"The weights in {path} don't fit {name or type(module).__name__}: {len(problems)} tensors differ ({listed}). "
-            "Choose the backbone and options that the file was made for, or another file."
+            f"The weights in {path}{made_for} don't fit {name or type(module).__name__}: {len(problems)} tensors differ "
+            f"({listed}). Choose the backbone and options that the file was made for, or another file."
         )
     module.load_state_dict(found, strict=False)
 
@@ -67,6 +76,54 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if tensors and all(name.startswith(prefix) for name in tensors):
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def save_weights(module: nn.Module, path: Path, provenance: Mapping[str, Any]) -> None:
+    """Write a backbone's tensors as safetensors, with where they come from in the file's metadata.
+
+    Raises:
+        RunDirectoryError: The file can't be written; what was there before is untouched.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={_PROVENANCE: json.dumps(provenance, sort_keys=True)})
+        temporary.replace(path)
+    except Exception as error:  # safetensors raises its own kind for a full disk
+        temporary.unlink(missing_ok=True)
+        raise RunDirectoryError(f"The weights {path} can't be written ({error}): choose another --out.") from error
+
+
+def read_provenance(path: str | Path) -> dict[str, Any] | None:
+    """Return what a file of `clframe pretrain` says of where it comes from; None for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(path).expanduser()
+    if file.suffix != ".safetensors" or not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            text = (opened.metadata() or {}).get(_PROVENANCE)
+        found = None if text is None else json.loads(text)
+    except (OSError, ValueError, SafetensorError):  # reading the tensors will say what is wrong
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits; a file that hasn't changed since is not read again."""
+    file = Path(path).expanduser()
+    about = file.stat()
+    return _digest(str(file.resolve()), about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: str, size: int, changed: int) -> str:
+    with Path(path).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -248,6 +248,7 @@ def needs_of(tags: Any) -> str:
         "needs_pretrained": "a backbone with weights (--backbone.weights FILE)",
         "needs_layernorm": "a backbone with LayerNorm",
         "needs_exemplars": "exemplars that a strategy in front of it keeps (replay+NAME)",
+        "needs_batchnorm": "a backbone with BatchNorm",
     }
     facts = {
         "stores_samples": "keeps exemplars",

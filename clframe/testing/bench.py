@@ -23,7 +23,7 @@ from clframe.launch.build import build_setup
 from clframe.memory import ExemplarMemory
 from clframe.models import BackboneConfig
 from clframe.spec import fields_of
-from clframe.strategy import Batch, BegunPhase, Phase, Strategy
+from clframe.strategy import Batch, BegunPhase, Phase, Strategy, Tags
 from clframe.stream import Experience, Stream
 from clframe.testing.streams import TinyBackbone, synthetic_stream
 from clframe.training.checkpoint import pack, strategy_state
@@ -212,7 +212,8 @@ class Bench:
     def __init__(self, strategy: Strategy, backbone: BackboneConfig | None = None) -> None:
         """Store; nothing runs before a check asks."""
         tags = tags_of(strategy)
-        if tags.needs_exemplars and not (tags.stores_samples or tags.needs_all_data):
+        composed = isinstance(tags, Tags) and tags.needs_exemplars  # what is no Tags at all, a check will say
+        if composed and not (tags.stores_samples or tags.needs_all_data):
             strategy = Composite(parts=[registry.load("strategy", "replay")(), strategy])
         self.given = strategy
         self.strategy = shortened(strategy)

@@ -94,6 +94,11 @@ class BatchMaker:
             place = (experience, "statistics", 0, step, len(id_batches))
             yield self._batch((self.test_input(images),), self.table.targets[part], part, place, len(part))
 
+    def drawn(self, ids: Tensor, experience: Experience, generator: torch.Generator) -> Batch:
+        """Return samples as one batch under the training augmentation, which draws from the given generator."""
+        x = self.train_input(self.table.gather(ids), generator)
+        return self._batch((x,), self.table.targets[ids], ids, (experience, "drawn", 0, 0, 1), len(ids))
+
     def steps_per_epoch(self, view: DataView | TensorView, batch_size: int) -> int:
         """Return the optimiser steps of an epoch of a view."""
         return (

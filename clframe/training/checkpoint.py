@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -204,14 +204,15 @@ class _Onto:
 def export_weights(network: Network, path: Path) -> None:
     """Write a network's tensors as safetensors, for use outside and as `--backbone.weights` elsewhere.
 
-    The file holds the first branch under its own parameter names and the classifier under `linear.`.
+    The file holds the first branch under the names that its weights files use, and the classifier under `linear.`.
 
     Raises:
         RunDirectoryError: It can't be written.
     """
     from safetensors.torch import save_file
 
-    tensors = {n: t.detach().cpu().contiguous() for n, t in network.branches[0].state_dict().items()}
+    branch = cast(Backbone, network.branches[0]).weights_target()
+    tensors = {n: t.detach().cpu().contiguous() for n, t in branch.state_dict().items()}
     head = network.classifier.state_dict()
     tensors.update({f"linear.{n}": t.detach().cpu().contiguous() for n, t in head.items() if t.numel()})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

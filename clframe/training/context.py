@@ -12,7 +12,7 @@ from torch import Tensor
 from clframe.data.augment import Augmentation, Pipeline, ToInput
 from clframe.errors import ConfigurationError
 from clframe.fingerprint import fingerprint
-from clframe.models import Backbone, HeadConfig, Network
+from clframe.models import Backbone, HeadConfig, MultiHead, Network
 from clframe.strategy import Batch, Strategy
 from clframe.stream import Experience, Stream
 from clframe.training.batches import BatchMaker, sample_bytes
@@ -103,6 +103,8 @@ class Context:
         self.num_experiences = len(setup.stream.experiences)
         self.sample_bytes = sample_bytes(setup.stream.shape)
         self.pretrained = setup.pretrained
+        self.input_shape = setup.stream.shape
+        self.presented = 0  # samples that the strategy asked for beside the trainer's batches, not counted yet
         self.streams = RandomStreams(setup.seed, setup.init_seed, setup.data_seed)
         self.experience = setup.stream.experiences[0]
         self.network = self.fresh_network()
@@ -129,8 +131,24 @@ class Context:
         with isolated(int(drawn)):
             return self.place(Network(self.setup.factory, self.setup.head))
 
+    def grow(self, experience: Experience) -> None:
+        """Grow the classifier to the classes seen; growing again for the same experience changes nothing.
+
+        In one piece, unless it has more already. A multi-head gets the layer of every task so far that it has none of: of
+        all of them where the network is a fresh one.
+        """
+        network = self.network
+        if not isinstance(network.classifier, MultiHead):
+            network.grow(max(experience.num_seen_classes, network.num_classes), classes=experience.classes)
+            return
+        before = self.stream.experiences[: experience.index]
+        with_classes = [e for e in (*before, experience) if e.classes]
+        for e in with_classes[len(network.classifier.tasks) :]:
+            network.grow(max(e.num_seen_classes, network.num_classes), classes=e.classes)
+
     def place(self, network: Network) -> Network:
-        """Move a network to the run's device and memory format."""
+        """Move a network to the run's device and memory format, and let it make further branches as the run does."""
+        network.set_factory(self.setup.factory)
         network = network.to(self.device)
         return network.to(memory_format=torch.channels_last) if self.setup.channels_last else network
 
@@ -147,6 +165,11 @@ class Context:
         """Yield samples in order under the test transform; in a dry run at most two of them."""
         chosen = ids[:2] if self.setup.dry else ids
         return self.train_maker.in_order(chosen, batch_size or self.batch_size, self.experience)
+
+    def training_batch(self, ids: Tensor, purpose: str) -> Batch:
+        """Return samples as one batch under the training augmentation, drawn from the purpose's own generator."""
+        self.presented += len(ids)
+        return self.train_maker.drawn(ids, self.experience, self.rng(purpose))
 
     @torch.no_grad()
     def features(self, ids: Tensor, network: Network | None = None) -> Tensor:

@@ -28,12 +28,20 @@ class Recipe(Configurable):
     nesterov: bool = field(default=False, help="Nesterov's form of SGD's momentum.")
     beta2: float = field(default=0.999, ge=0, lt=1, help="Second-moment decay of Adam and AdamW (the first is 0.9).")
     weight_decay: float = field(default=5e-4, ge=0, help="L2 decay; decoupled for AdamW.")
-    schedule: Literal["constant", "multistep", "cosine"] = field(default="constant", help="How the rate changes.")
+    schedule: Literal["constant", "multistep", "cosine", "cosine_restarts"] = field(
+        default="constant", help="How the rate changes."
+    )
     milestones: list[float] = field(
         default_factory=list,
-        help="Multistep: drop after these epochs; values below 1 are fractions of the phase.",
+        help="Multistep: drop after these epochs; cosine_restarts: go back to the full rate at these; values below 1 "
+        "are fractions of the phase.",
     )
-    gamma: float = field(default=0.1, gt=0, le=1, help="Multistep: factor of every drop.")
+    gamma: float = field(
+        default=0.1,
+        gt=0,
+        le=1,
+        help="Multistep: factor of every drop; cosine_restarts: factor that every cycle falls to.",
+    )
     per: Literal["epoch", "step"] = field(
         default="epoch", help="Whether the rate changes between epochs or between steps."
     )
@@ -67,12 +75,21 @@ class Recipe(Configurable):
             begun = epoch + 1 if self.per == "epoch" else epoch  # a whole epoch at rate zero would be lost
             return min(1.0, begun / self.warmup)
         if self.schedule == "multistep":
-            passed = sum(epoch >= (m * epochs if m < 1 else m) for m in self.milestones)
-            return self.gamma**passed
+            return self.gamma ** sum(epoch >= m for m in self._milestones(epochs))
         if self.schedule == "cosine":
             span = max(epochs - self.warmup, 1e-12)
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - self.warmup) / span)))
+        if self.schedule == "cosine_restarts":
+            marks = self._milestones(epochs)
+            start = max([self.warmup, *(m for m in marks if m <= epoch)])
+            end = min([m for m in marks if m > epoch], default=float(max(epochs, start + 1)))
+            share = (epoch - start) / max(end - start, 1e-12)
+            return self.gamma + (1 - self.gamma) * 0.5 * (1 + math.cos(math.pi * share))
         return 1.0
+
+    def _milestones(self, epochs: int) -> list[float]:
+        """Return the milestones in epochs."""
+        return [m * epochs if m < 1 else m for m in self.milestones]
 
     def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
         """Make the optimiser of some parameters; each group remembers its own base rate.

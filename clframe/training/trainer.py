@@ -278,7 +278,8 @@ class Trainer:
         started = last_saved = last_shown = time.monotonic()
         for batch in batches:
             self._losses.append(stepper.step(batch))
-            self.counters["presentations"] += len(batch.x)
+            self.counters["presentations"] += len(batch.x) + self.context.presented
+            self.context.presented = 0
             self.position.step = batch.step + 1
             self._steps_here += 1
             stop = self._steps_here == self.stop_after
@@ -307,6 +308,7 @@ class Trainer:
                 "epoch": epoch + 1,
                 "epochs": phase.epochs,
                 "steps": len(self._losses),
+                "parameters": sum(p.numel() for p in stepper.parameters),
                 "loss": means.pop("total", 0.0),
                 "terms": means,
                 "lr": stepper.optimizer.param_groups[0]["lr"],
@@ -437,4 +439,5 @@ def _trainable(group: ParameterGroup) -> ParameterGroup:
 def _head_norms(strategy: Strategy) -> dict[str, list[float]]:
     """Norms of the rows of report heads, for the error decomposition."""
     weights = {name: weight for name, weight in strategy.head_weights().items() if len(weight)}
-    return {n: [round(v, 6) for v in w.detach().float().norm(dim=1).tolist()] for n, w in weights.items()}
+    known = strategy.scored_classes
+    return {n: [round(v, 6) for v in w[:known].detach().float().norm(dim=1).tolist()] for n, w in weights.items()}

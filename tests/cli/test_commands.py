@@ -19,6 +19,7 @@ import yaml
 import clframe
 from clframe.cli import main, parse_overrides
 from clframe.errors import ConfigurationError
+from tests.fakes import hear_interrupts
 
 Cli = Callable[..., Any]
 
@@ -189,7 +190,11 @@ def test_a_users_strategy_runs_from_its_file(cli: Cli, tmp_path: Path, mini: tup
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, mini: tuple[str, ...]) -> None:
     options = ["run", *mini, "--epochs", "100000"]
     with subprocess.Popen(
-        [sys.executable, "-m", "clframe", *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "clframe", *options],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
     ) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("runs/*/checkpoints/latest.pt")) and time.monotonic() < deadline:

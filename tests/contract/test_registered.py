@@ -8,16 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from clframe import registry
+from clframe.composite import tags_of
 from clframe.config import resolve
 from clframe.data import DataRoot
+from clframe.errors import ConfigurationError
+from clframe.launch.build import check_fit
 from clframe.models import backbone_config
 from clframe.scenario import Scenario
 from clframe.spec import fields_of
 from clframe.strategy import Strategy
 from clframe.testing import Bench, SyntheticScenario, check_scenario, parametrize_with_checks, strategy_checks
 from clframe.testing.devices import StrictMeta
+from clframe.testing.streams import synthetic_stream
 
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("replay", {"form": "step"}),
@@ -26,6 +31,15 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("replay", {"form": "step", "policy": "ring"}),
     ("replay", {"form": "step", "policy": "class_balanced"}),
     ("replay", {"memory_size": 0}),
+    ("replay", {"form": "step", "policy": "greedy_balanced"}),
+    ("dark_er", {"beta": 0.0}),
+    ("dark_er", {"alpha": 0.0, "beta": 1.0}),
+    ("dark_er", {"policy": "ring", "logits_of": "last"}),
+    ("er_ace", {"incoming": "experience", "policy": "class_balanced"}),
+    ("agem", {"policy": "reservoir", "memory_batch": 3}),
+    ("gdumb", {"cutmix": 0.0, "fit_batch": None}),
+    ("dark_er+lwf", {}),
+    ("agem+ewc", {}),
     ("ewc", {"mode": "online", "decay": 0.5, "fisher": "batch"}),
     ("joint", {"every": "experience"}),
     ("cumulative", {"start": "scratch"}),
@@ -61,8 +75,11 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("podnet", {"hinge": True, "flat_weight": 0.0, "budget": "per_class", "memory_size": 2}),
     ("replay+ewc", {}),
     ("lwf+ewc", {}),
-    ("bic+ewc", {}),
+    ("bic+ewc", {"strength": 1.0}),
     ("podnet+ewc", {}),
+    ("layernorm_tuning", {"form": "single_stage"}),
+    ("layernorm_tuning", {"key_epochs": 0, "head_epochs": 3, "head_lr": 0.01}),
+    ("batchnorm_tuning", {"form": "single_stage"}),
 ]
 """Forms beside the defaults of everything registered."""
 
@@ -176,11 +193,19 @@ DEVICE_BACKBONES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("backbone", "options"), DEVICE_BACKBONES, ids=[n for n, _ in DEVICE_BACKBONES])
 @pytest.mark.parametrize("name", registry.available("strategy"))
-def test_steps_on_another_device(name: str, backbone: str, options: dict[str, Any]) -> None:
+def test_steps_on_another_device(name: str, backbone: str, options: dict[str, Any], tmp_path: Path) -> None:
     """Device mix-ups can't hide: every strategy's steps, with real backbones, on the meta device."""
     config = backbone_config(backbone, options)
     config.pretrained = True  # stands for weights, for the methods that need some
     strategy = resolve({"strategy": name}).strategy
+    if tags_of(strategy).needs_pretrained:
+        file = tmp_path / "weights.safetensors"
+        save_file(config.build(synthetic_stream().shape).state_dict(), file)
+        config = config.replace(weights=str(file))
+    try:
+        check_fit(strategy, Bench(strategy).stream(), config)
+    except ConfigurationError as error:
+        pytest.skip(str(error))
     check = next(c for c in strategy_checks() if c.name == "steps_on_another_device")
     check(strategy, backbone=config)
 

@@ -15,6 +15,7 @@ from clframe.data.augment import (
     Augmentation,
     BrightnessJitter,
     CenterCrop,
+    CutMix,
     Cutout,
     HorizontalFlip,
     Pipeline,
@@ -403,3 +404,69 @@ def test_bad_requests_are_refused_before_any_image(spec, shape: tuple[int, ...],
 def test_float_images_are_refused():
     with pytest.raises(ConfigurationError, match="Expected uint8 images"):
         standard("crop_flip", (3, 32, 32))(torch.rand(2, 32, 32, 3), generator())
+
+
+# ---- CutMix
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 12, 12), (33, 1, 9, 14), (1, 3, 8, 8)])
+def test_cutmix_equals_a_loop_and_its_shares_are_what_remains(shape: tuple[int, ...]):
+    x = torch.arange(float(np.prod(shape))).view(shape).to(memory_format=torch.channels_last)
+    before = x.clone()
+    mixed = CutMix(alpha=1.0, p=0.7)(x, generator(3))
+    partner, boxes = CutMix(alpha=1.0, p=0.7).draw(shape, generator(3))
+    assert torch.equal(mixed.partner, partner)
+    for row in range(shape[0]):
+        top, bottom, left, right = boxes[:, row].tolist()
+        expected = x[row].clone()
+        if int(partner[row]) != row:
+            expected[:, top:bottom, left:right] = x[int(partner[row]), :, top:bottom, left:right]
+        assert torch.equal(mixed.x[row], expected)
+        own = (mixed.x[row] == x[row]).float().mean()
+        assert mixed.share[row].item() == pytest.approx(own.item(), abs=1e-6)
+    assert torch.equal(x, before)
+
+
+def test_cutmix_boxes_follow_the_paper():
+    _, boxes = CutMix(alpha=1.0, p=1.0).draw((20000, 3, 64, 64), generator())
+    height, width = boxes[1] - boxes[0], boxes[3] - boxes[2]
+    assert boxes.min() >= 0
+    assert boxes.max() <= 64
+    inner = (boxes[0] > 0) & (boxes[1] < 64) & (boxes[2] > 0) & (boxes[3] < 64)
+    assert torch.equal(height[inner], width[inner])  # the sides of the image's shape, where the border cuts nothing off
+    # E over λ ~ U(0, 1) and a uniform centre of (side cut off at the border)², by simulation
+    draws = np.random.default_rng(0)
+    side = 64 * np.sqrt(1 - draws.uniform(size=200000))
+    centre = draws.uniform(0, 64, size=(2, 200000))
+    area = np.prod([np.minimum(c + side / 2, 64) - np.maximum(c - side / 2, 0) for c in centre], axis=0)
+    assert (height.clamp(min=0) * width.clamp(min=0)).double().mean().item() == pytest.approx(area.mean(), rel=0.04)
+
+
+def test_cutmix_mixes_as_often_as_asked_and_draws_partners_alike():
+    mixed = CutMix(p=0.3)(torch.zeros(20000, 1, 32, 32), generator())
+    assert (mixed.share < 1).double().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert torch.equal(mixed.partner[mixed.share == 1], (mixed.share == 1).nonzero().flatten())
+    none = CutMix(p=0.0)(torch.randn(8, 1, 4, 4), generator())
+    assert (none.share == 1).all()
+    narrow = CutMix(alpha=100.0, p=1.0).draw((5000, 3, 64, 64), generator())[1]
+    inner = (narrow[0] > 0) & (narrow[1] < 64)
+    assert (narrow[1] - narrow[0])[inner].double().mean().item() == pytest.approx(64 * 0.5**0.5, abs=3)  # λ near 1/2
+
+
+def test_cutmix_pairs_within_a_group():
+    groups = torch.randint(3, (50,), generator=generator(1))
+    mixed = CutMix(p=1.0)(torch.randn(50, 1, 8, 8), generator(), groups)
+    assert torch.equal(groups[mixed.partner], groups)
+    changed = mixed.share < 1
+    assert changed.sum() > 25
+    assert len(mixed.partner[changed].unique()) == changed.sum()
+
+
+def test_cutmix_stays_on_its_device_and_draws_nothing_from_the_global_generator():
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    mixed = CutMix()(torch.empty(6, 3, 8, 8, device="meta"), generator())
+    assert mixed.x.is_meta
+    assert mixed.share.is_meta
+    assert mixed.partner.device.type == "cpu"
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()

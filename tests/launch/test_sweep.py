@@ -22,6 +22,7 @@ from clframe.errors import ConfigurationError, DataError
 from clframe.launch import sweep as module
 from clframe.launch.sweep import Sweep, SweepRun, sweep
 from clframe.training.trainer import Stopped
+from tests.fakes import hear_interrupts
 
 BASE: dict[str, Any] = {
     "scenario": {"name": "split_digits", "classes": 4, "experiences": 2, "train_per_class": 20},
@@ -227,7 +228,9 @@ def test_ctrl_c_stops_the_children_and_the_same_command_goes_on(tmp_path: Path) 
     given["base"] = {**BASE, "epochs": 100000}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(given))
     command = [sys.executable, "-m", "clframe", "sweep", "plan.yaml"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    ) as process:
         deadline = time.monotonic() + 90
         while len(list(tmp_path.glob("out/*/checkpoints/latest.pt"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -60,6 +60,23 @@ def test_task_ids_reach_a_multi_head():
     assert net(X, ids).logits.isinf().tolist() == [[False, False, True], [False, False, True], [True, True, False]]
 
 
+@pytest.mark.parametrize("ids", [None, torch.tensor([0, 1, 2])])
+def test_from_features_gives_what_forward_gives(ids):
+    net = Network(tiny(), HeadConfig(name="multi")).eval()
+    net.add_branch()
+    for classes in (2, 3, 4):
+        net.grow(classes)
+    for name, inputs in (("all", "all"), ("last", "last"), ("first", 0)):
+        net.add_head(name, 2, inputs=inputs, config=HeadConfig())
+    with torch.no_grad():
+        whole, again = net(X, ids), net.from_features(net.features(X), ids)
+        assert torch.equal(whole.features, again.features)
+        assert torch.equal(whole.logits, again.logits)
+        assert bool(again.logits.isinf().any()) == (ids is not None)
+        for head in net.heads:
+            assert torch.equal(net.head_logits(head, whole), net.head_logits(head, again))
+
+
 def test_growing_keeps_the_logits_of_old_classes():
     net = Network(tiny(), HeadConfig()).eval()
     net.grow(3)
@@ -136,6 +153,20 @@ def test_frozen_branches_stay_frozen_through_train():
         torch.equal(a, b) for a, b in zip(net.branches[1].parameters(), net.branches[0].parameters(), strict=True)
     )
     assert (net.branches[1].training, net.branches[0].training) == (True, False)
+
+
+def test_a_backbone_is_frozen_when_every_branch_is_for_good():
+    net = Network(tiny(), HeadConfig())
+    freeze(net)  # for the time being
+    assert not net.backbone_frozen
+    net.freeze_branch(0)
+    assert net.backbone_frozen
+    assert Network.from_structure(net.structure(), tiny()).backbone_frozen
+    net.add_branch()
+    assert not net.backbone_frozen
+    assert net.frozen_copy().backbone_frozen
+    net.freeze_branch(-1)
+    assert net.backbone_frozen
 
 
 def test_a_frozen_copy_is_independent_and_stays_frozen():

@@ -193,3 +193,12 @@ def test_the_files_of_the_user_are_kept_with_the_run(tmp_path):
     assert config.sources == {"mine.py": file.read_text()}
     assert resolve(config.record).record == config.record
     assert clframe.open_scenario(on_features({"name": f"{file}:Net"})).shape == (3,)
+
+
+def test_other_weights_under_the_same_name_are_refused_when_a_run_is_repeated(backbone):
+    record = resolve({"scenario": on_features(backbone)}).record
+    assert list(record["weights"]) == [backbone["weights"]]
+    torch.manual_seed(6)
+    save_file(build_backbone("resnet8", {"width": 4}, (1, 8, 8)).state_dict(), backbone["weights"])
+    with pytest.raises(ConfigurationError, match=r"The weights file .* has changed"):
+        resolve(record)

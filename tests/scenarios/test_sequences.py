@@ -164,7 +164,7 @@ def test_groups_of_the_online_stream_come_one_after_the_other(boundary):
     stream = built(Online, experiences=5, evaluate_every=100, order="seed:7" if boundary else "natural")
     source = torch.tensor(stream.class_order)[stream.train.targets[presented(stream)]]
     order = torch.empty(10, dtype=torch.int64)
-    classes = Online(order="seed:7" if boundary else "natural")._class_order(10)
+    classes = Online(order="seed:7" if boundary else "natural")._class_order([str(k) for k in range(10)])
     order[torch.tensor(classes)] = torch.arange(10)
     groups = order[source] // 2
     assert groups.tolist() == sorted(groups.tolist())

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clframe.config import resolve
 from clframe.data import DataRoot
 from clframe.errors import ConfigurationError
 from clframe.scenarios import _parts as module
@@ -91,6 +92,30 @@ def test_a_class_without_samples_is_no_obstacle(numbers):
     stream = cut(numbers([0, 0, 2], [0, 1], 3), experiences=3)
     assert [len(e.train) for e in stream.experiences] == [2, 0, 1]
     assert [len(t.test) for t in stream.tasks] == [1, 1, 0]
+
+
+def test_classes_are_chosen_and_left_out_by_label_or_name(source):
+    assert cut(source(), experiences=1, classes=["c7", 2, "4"]).class_order == (7, 2, 4)
+    assert cut(source(), experiences=1, classes=6, exclude=["c1", 4, "5"]).class_names == ("c0", "c2", "c3")
+    assert cut(source(), experiences=1, exclude="[c1,9]", classes="1,3,9").class_order == (3,)
+    whole, part = (cut(source(), experiences=1, order="seed:3", exclude=e) for e in ([], ["c2"]))
+    assert set(whole.class_order) - set(part.class_order) == {2}
+    assert torch.equal(part.train.targets == -1, source().train.targets == 2)
+    assert len(part.experiences[0].train) == 54
+
+
+def test_a_list_in_a_file_becomes_part_of_the_record(source, tmp_path):
+    file = tmp_path / "left out.txt"
+    file.write_text("# shared\n\nc3   # a comment\n  c5\n7\n")
+    given = build(Split, {"source": "digits", "experiences": 1, "exclude": str(file)}, "scenario")
+    assert given.settled().exclude == ["c3", "c5", "7"]
+    assert given.cut(source()).class_order == (0, 1, 2, 4, 6, 8, 9)
+    record = resolve({"scenario": given}).record["scenario"]
+    assert record["exclude"] == ["c3", "c5", "7"]
+    file.write_text("# nothing\n")
+    with pytest.raises(ConfigurationError, match=r"expected at least one class in .*left out\.txt"):
+        given.settled()
+    assert resolve({"scenario": record}).record["scenario"] == record
 
 
 # ---- sizes
@@ -239,7 +264,11 @@ BAD = [
     ({"experiences": 5, "classes": 10**12}, "expected 1 to 10 classes"),
     ({"experiences": 5, "classes": 0}, "expected 1 to 10 classes, received 0"),
     ({"experiences": 5, "classes": [1, 1]}, r"at least one label, all different and in 0..9, received \[1, 1\]"),
-    ({"experiences": 5, "classes": [9, 10]}, r"in 0..9, received \[9, 10\]"),
+    ({"experiences": 5, "classes": [9, 10]}, r"labels in 0..9, received 10"),
+    ({"experiences": 5, "classes": ["c1", "cc2"]}, r"scenario.classes: .*received 'cc2'.*Did you mean 'c2'"),
+    ({"experiences": 5, "exclude": ["c11"]}, r"scenario.exclude: expected names of classes .*received 'c11'"),
+    ({"experiences": 5, "exclude": "nowhere.txt"}, "nowhere.txt can't be read"),
+    ({"experiences": 1, "classes": 2, "exclude": [1, 0]}, "expected to leave some of the 2 classes"),
     ({"experiences": 5, "classes": []}, r"at least one label.*received \[\]"),
     (
         {"experiences": 5, "valid_per_class": 6},

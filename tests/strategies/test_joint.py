@@ -91,3 +91,10 @@ def test_a_softmax_without_the_old_classes_is_refused(make, kind):
 @pytest.mark.parametrize("stop_after", [1, 7, 12, 20])
 def test_cumulative_resumes(resumes, stop_after):
     resumes(Cumulative(start="scratch"), stop_after)
+
+
+@pytest.mark.parametrize("strategy", [Joint(every="experience"), Joint(), Cumulative(start="scratch")])
+def test_a_fresh_multi_head_has_a_layer_for_every_task_so_far(make, strategy):
+    stream = synthetic_stream(setting="task")
+    trial = make(strategy, stream, head={"name": "multi"}).run()
+    assert trial.strategy.network.classifier.task_classes == [list(e.classes) for e in stream.experiences]

@@ -19,7 +19,7 @@ from clframe.strategies.replay import Replay
 from clframe.strategy import Phase
 from clframe.testing.streams import synthetic_stream
 
-POLICIES = ["herding", "random", "reservoir", "ring", "class_balanced"]
+POLICIES = ["herding", "random", "reservoir", "ring", "class_balanced", "greedy_balanced"]
 
 
 def held(trial) -> dict[int, list[int]]:
@@ -107,7 +107,7 @@ def offers(trial) -> list[int]:
 
 
 @pytest.mark.parametrize("form", ["union", "step"])
-@pytest.mark.parametrize("policy", ["reservoir", "ring", "class_balanced"])
+@pytest.mark.parametrize("policy", ["reservoir", "ring", "class_balanced", "greedy_balanced"])
 def test_every_sample_is_offered_once(make, form, policy):
     trial = make(Replay(memory_size=12, form=form, policy=policy), epochs=3)
     found = offers(trial)

@@ -204,6 +204,25 @@ def test_a_resumed_epoch_goes_on_identically(kind: str, done: int) -> None:
         assert a.step == b.step
 
 
+def test_a_batch_of_its_own_is_augmented_by_its_own_draws() -> None:
+    images = torch.randint(0, 255, (30, 4, 4, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    table = SampleTable(MemoryReader(images), torch.arange(30) % 3, task_ids=torch.arange(30) // 10)
+    maker = BatchMaker(table, ToInput((0.0,), (1.0,)), CPU, Pipeline((HorizontalFlip(),)))
+    ids = torch.tensor([21, 3, 8, 8, 15, 29])
+    batch = maker.drawn(ids, EXPERIENCE, torch.Generator().manual_seed(1))
+    assert batch.ids.tolist() == ids.tolist()
+    assert batch.y.tolist() == (ids % 3).tolist()
+    assert batch.task_ids is not None
+    assert batch.task_ids.tolist() == (ids // 10).tolist()
+    assert batch.num_new == 6
+    plain = maker.test_input(images[ids])
+    is_plain, is_mirrored = ((batch.x == other).flatten(1).all(1) for other in (plain, plain.flip(3)))
+    assert bool((is_plain ^ is_mirrored).all())
+    assert bool(is_plain.any())
+    assert bool(is_mirrored.any())
+    assert torch.equal(maker.drawn(ids, EXPERIENCE, torch.Generator().manual_seed(1)).x, batch.x)
+
+
 def test_in_order_is_in_order_and_not_augmented() -> None:
     maker = make(augmented=True)
     ids = torch.tensor([5, 3, 9, 1, 7])

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clframe.config import resolve
 from clframe.errors import ContractError, RunDirectoryError
 from clframe.memory import ExemplarMemory
 from clframe.models import HeadConfig, Network
 from clframe.strategy import Strategy
-from clframe.testing.bench import first_difference
+from clframe.testing.bench import Bench, first_difference
 from clframe.testing.streams import TinyNet
 from clframe.training import checkpoint
 from clframe.training.checkpoint import (
@@ -29,6 +30,7 @@ from clframe.training.checkpoint import (
     unpack,
     write_checkpoint,
 )
+from clframe.training.context import Context
 
 
 def factory() -> TinyNet:
@@ -237,3 +239,11 @@ def test_exported_weights_are_the_first_branch_and_the_classifier(tmp_path: Path
     fresh.load_state_dict({n: t for n, t in found.items() if not n.startswith("linear.")})
     assert torch.equal(fresh.conv.weight, net.branches[0].conv.weight)
     assert torch.equal(found["linear.weight"], net.classifier.weight)  # type: ignore[arg-type]
+
+
+def test_a_network_read_from_a_checkpoint_makes_further_branches_as_the_run_does():
+    """A skeleton, which spares reading pretrained weights, is only for values that the checkpoint replaces."""
+    context = Context(Bench(resolve({"strategy": "finetune"}).strategy).setup())
+    read = unpack(pack(context.network), context.setup.skeleton)
+    assert read._factory is context.setup.skeleton
+    assert context.place(read)._factory is context.setup.factory

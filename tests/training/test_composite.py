@@ -19,6 +19,7 @@ from clframe.strategies.replay import Replay
 from clframe.strategy import Batch, DataView, Phase, Strategy, Tags
 from clframe.stream import Experience
 from clframe.testing.bench import first_difference
+from clframe.testing.streams import synthetic_stream
 from clframe.training.checkpoint import pack
 from tests.fakes import make_trainer, run
 
@@ -210,3 +211,13 @@ def test_every_part_may_change_what_is_scored_in_order() -> None:
         heads = trainer.strategy.predict(x)
         assert torch.allclose(heads["classifier"], network(x).logits / 4)
         assert torch.equal(heads["One"], heads["classifier"])
+
+
+@pytest.mark.parametrize("setting", ["class", "task"])
+def test_a_composition_gives_every_task_one_layer_of_a_multi_head(setting):
+    from tests.strategies.conftest import make
+
+    stream = synthetic_stream(setting=setting)
+    trial = make(LwF() + EWC(), stream, head={"name": "multi"}).run()
+    head = trial.strategy.network.classifier
+    assert head.task_classes == [list(e.classes) for e in stream.experiences]

@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,9 +118,11 @@ def test_another_process_to_be_reads_the_same_bits_as_a_map(net, maker, tmp_path
     assert type(cache._parts[0].features.base).__name__ in ("memmap", "mmap")
 
 
-def test_only_what_is_missing_is_computed_in_full_batches(net, maker, tmp_path):
+@pytest.mark.parametrize("reopened", [False, True])
+def test_only_what_is_missing_is_computed_in_full_batches(net, maker, tmp_path, reopened):
     cache = FeatureCache(tmp_path)
     got(cache, net, maker, torch.arange(0, 40, 2))
+    cache = FeatureCache(tmp_path) if reopened else cache
     found, passes = got(cache, net, maker, torch.arange(40))
     assert passes == [8, 8, 4]
     torch.testing.assert_close(found, direct(net, maker, torch.arange(40)))
@@ -406,6 +409,17 @@ def test_the_network_of_a_resumed_run_finds_its_features(net):
     assert passed(resumed) == 0
     last = str(("test", 3, "nmc"))
     assert first_difference(kept(first)[last], kept(resumed)[last]) is None
+
+
+def test_test_images_go_through_task_by_task_so_that_a_resumed_run_has_the_same_batches(net, cache):
+    first = trainer_of(NMC(), net, eval_batch_size=5)
+    passed(first)
+    assert PASSES == [12, 5, 3] * 3
+    shutil.rmtree(cache)
+    resumed = trainer_of(NMC(), net, eval_batch_size=5)
+    resumed.load_state(torch.load(io.BytesIO(first.recorder.saved[1]), weights_only=True))
+    passed(resumed)
+    assert PASSES == [12] + [5, 3] * 3
 
 
 def context_of(net, stream=None, **options) -> Context:

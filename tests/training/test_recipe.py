@@ -64,6 +64,30 @@ def test_cosine_is_torchs(epochs: int, lr: float) -> None:
     assert ours(Recipe(lr=lr, schedule="cosine"), epochs) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
+@given(st.integers(1, 70), st.floats(1e-4, 1), st.integers(1, 5), st.integers(1, 3), st.floats(0.001, 0.5))
+def test_cosine_with_restarts_is_torchs(epochs: int, lr: float, first: int, factor: int, lowest: float) -> None:
+    marks, length = [first], first
+    while marks[-1] < epochs:
+        length *= factor
+        marks.append(marks[-1] + length)
+    expected = theirs(
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, first, factor, eta_min=lr * lowest),
+        lr,
+        epochs,
+    )
+    recipe = Recipe(lr=lr, schedule="cosine_restarts", milestones=[float(m) for m in marks], gamma=lowest)
+    assert ours(recipe, epochs) == pytest.approx(expected, rel=1e-6)
+
+
+def test_cosine_without_restarts_falls_to_its_lowest_rate_at_the_end() -> None:
+    recipe = Recipe(lr=1.0, schedule="cosine_restarts", gamma=0.2, per="step")
+    assert [recipe.factor(e, 4) for e in (0, 1, 2, 3, 4)] == pytest.approx(
+        [1, 0.6 + 0.4 * math.cos(math.pi / 4), 0.6, 0.6 - 0.4 * math.cos(math.pi / 4), 0.2]
+    )
+    halves = Recipe(schedule="cosine_restarts", milestones=[0.5], gamma=0.2, warmup=1)
+    assert [halves.factor(e, 6) for e in (0, 1, 2, 3, 4.5)] == pytest.approx([1, 1, 0.6, 1, 0.6])
+
+
 @pytest.mark.parametrize("warmup", [1, 3, 5])
 def test_warm_up_by_epoch_is_linear_and_never_zero(warmup: int) -> None:
     rates = ours(Recipe(lr=2.0, warmup=warmup), 8)
