@@ -233,6 +233,7 @@ class BegunPhase:
         parameters: What trains; None means every parameter of the network.
         eval_modules: Kept in eval mode.
         train_modules: Outside the network, in train mode meanwhile.
+        steps: Of every epoch, where the run states a budget; None means whole passes over the data.
     """
 
     phase: Phase
@@ -240,6 +241,7 @@ class BegunPhase:
     parameters: Sequence[ParameterGroup] | None
     eval_modules: Sequence[nn.Module]
     train_modules: Sequence[nn.Module]
+    steps: Sequence[int] | None = None
 
 
 def _now(value: Later[T]) -> T:

@@ -304,12 +304,18 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+_USUAL = {"scenario": "split_digits", "backbone": "mlp"}
+"""What stands in an example for a section inside another."""
+
+
 def _example(section: str, name: str, classes: Sequence[Any]) -> str:
     """A command that runs the thing, with one of its options."""
     command = f"clframe run --{section} {name}"
     common = {"epochs", "first_epochs", "loss_over", "source", "weights", "name"}
     fields = [f for cls in classes for f in fields_of(cls)]
-    command += "".join(f" {_typed(section, f.name)} {f.name.upper()}" for f in fields if not f.has_default)
+    nested = {s for cls in classes for s in getattr(cls, "sections", ())}
+    needed = [(f.name, _USUAL[f.name] if f.name in nested else f.name.upper()) for f in fields if not f.has_default]
+    command += "".join(f" {_typed(section, option)} {value}" for option, value in needed)
     simple = (f for f in fields if f.name not in common and type(f.default) in (int, float))
     option = next(simple, None)
     if option is not None:

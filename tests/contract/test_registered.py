@@ -105,6 +105,7 @@ EVEN_ODD = {"even": ["0", "2", "4", "6", "8"], "odd": ["1", "3", "5", "7", "9"]}
 OPTIONS: dict[str, dict[str, Any]] = {
     "superclass_domains": {"hierarchy": EVEN_ODD},
     "multi_dataset": {"sources": ["digits", "digits"]},
+    "feature_stream": {"scenario": "split_digits", "backbone": {"name": "mlp", "hidden": [6]}},
 }
 """What a scenario needs beside a source and a number of experiences."""
 
@@ -117,6 +118,16 @@ SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("split", {"experiences": 1}),
     ("permuted", {"first": False, "images": "shares", "setting": "class", "experiences": 3}),
     ("rotated", {"setting": "task", "experiences": 3, "valid_per_class": 2}),
+    ("corrupted", {"corruptions": ["fog"], "severity": [0, 2, 5], "experiences": 3, "images": "shares"}),
+    ("corrupted", {"corruptions": ["jpeg_compression", "pixelate"], "experiences": 2, "setting": "task"}),
+    ("time_ordered", {"drift": "gaussian_noise", "experiences": 6, "setting": "task"}),
+    (
+        "feature_stream",
+        {
+            "scenario": {"name": "rotated", "setting": "task", "experiences": 2},
+            "backbone": {"name": "resnet8", "width": 4},
+        },
+    ),
     ("si_blurry", {"classes": 8, "num_tasks": 2, "evaluate_every": 100, "valid_per_class": 3}),
     ("i_blurry", {"disjoint_percent": 0, "blurry_percent": 100, "online": False}),
     ("gaussian_schedule", {"width": 0.0, "evaluate_every": 300}),
@@ -147,7 +158,7 @@ def scenarios() -> list[Scenario]:
         found.append(resolve({"scenario": {"name": name, **options}}).scenario)
         assert isinstance(found[-1], cls)
     for name, options in SCENARIOS:
-        sourced = {} if name in ("sandbox", "multi_dataset") else {"source": "digits"}
+        sourced = {} if name in ("sandbox", "multi_dataset", "feature_stream") else {"source": "digits"}
         found.append(resolve({"scenario": {"name": name, **sourced, **options}}).scenario)
     synthetic: list[dict[str, Any]] = [
         {},
