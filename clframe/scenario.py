@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self
 
 from clframe.data.root import DataRoot
 from clframe.errors import ContractError
-from clframe.spec import Configurable
-from clframe.stream import AugmentationSpec, Stream
+from clframe.spec import Configurable, fields_of
+from clframe.stream import AugmentationSpec, Setting, Stream
 
-__all__ = ["Scenario", "Services"]
+__all__ = ["Scenario", "Services", "settings_of"]
 
 
 class Services(Protocol):
@@ -36,6 +37,10 @@ class Scenario(Configurable):
 
     version: ClassVar[int] = 1
     history: ClassVar[tuple[str, ...]] = ("1: first version.",)
+    settings: ClassVar[tuple[Setting, ...]] = ()
+    """Which settings the streams may have, where no field `setting` says so; empty: not said."""
+    example: ClassVar[str] = ""
+    """Options of a command that shows it on embedded data; empty: made from the fields."""
     sections: ClassVar[tuple[str, ...]] = ()
     """Fields that are a section of a configuration themselves, such as `backbone`: a name, or a name and options. They are
     checked with the rest of the configuration, and recorded with all their options."""
@@ -76,3 +81,13 @@ class Scenario(Configurable):
             DataError: The source is missing or damaged.
         """
         raise NotImplementedError(f"{type(self).__name__} must say how its stream is built.")
+
+
+def settings_of(cls: Any) -> tuple[str, ...]:
+    """Return the settings that a scenario's streams may have, the usual one first; empty where the class doesn't say."""
+    info = next((f for f in fields_of(cls) if f.name == "setting"), None)
+    declared = tuple(getattr(cls, "settings", ()))
+    if declared or info is None:
+        return declared
+    choices = [str(choice) for choice in typing.get_args(info.type)]
+    return tuple(sorted(choices, key=lambda choice: choice != info.default))

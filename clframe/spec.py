@@ -280,6 +280,8 @@ def _read(kind: Any, text: str) -> Any:
         return None
     looks_like_list = text.strip().startswith("[") or "," in text
     holds_list = any(_origin(m) in (list, tuple) for m in members)
+    if int in members and str in members and text.strip().isdecimal():
+        return int(text)
     if _takes_text(kind) and not (looks_like_list and holds_list):
         return text
     if holds_list and not text.strip():

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import methods_page
 import recipes_page
+import scenarios_page
 
 from clframe.metrics import CATALOGUE
 from clframe.metrics.catalogue import Metric
@@ -69,6 +70,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics_page,
     "methods.md": methods_page.page,
     "recipes.md": recipes_page.page,
+    "scenarios-list.md": scenarios_page.page,
 }
 """What makes each generated page."""
 

@@ -54,7 +54,7 @@ def page() -> str:
     for family, names in grouped(methods).items():
         parts.append(f"\n**{family}**\n\n| name | what | results |\n|---|---|---|\n")
         parts += [f"| [`{n}`](#{n}) | {_summary(methods[n])} | {verdict(n, rows, checks)} |\n" for n in names]
-    parts.append("\n## Options that every method has\n\n" + _option_table(fields_of(Strategy)))
+    parts.append("\n## Options that every method has\n\n" + option_table(fields_of(Strategy)))
     for names in grouped(methods).values():
         for name in names:
             own = [r for r in recipes if name in registry.split_names(r.strategy)]
@@ -121,15 +121,16 @@ def _section(
     ]
     common = {f.name: f for f in fields_of(Strategy)}
     own = [f for f in fields_of(cls) if common.get(f.name) != f]
-    lines.append(_option_table(own) if own else "It has no options of its own.\n")
+    lines.append(option_table(own) if own else "It has no options of its own.\n")
     lines.append(results_of(name, rows, checks))
     return "\n".join(lines)
 
 
-def _option_table(fields: Iterable[FieldInfo]) -> str:
+def option_table(fields: Iterable[FieldInfo], section: str = "strategy") -> str:
+    """Return a line per option of a section: as it is typed, what it takes, its default, its help."""
     lines = ["| option | value | default | what it does |\n|---|---|---|---|\n"]
     for info in fields:
-        typed = f"--strategy.{info.name.replace('_', '-')}"
+        typed = f"--{section}.{info.name.replace('_', '-')}"
         default = f"`{_default(info.default)}`" if info.has_default else "must be given"
         lines.append(f"| `{typed}` | {_cell(info.accepts)} | {default} | {_cell(info.help)} |\n")
     return "".join(lines)

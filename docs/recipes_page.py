@@ -36,7 +36,7 @@ runs should reach. Rows are only comparable at equal network, augmentation and r
 
 A row whose paper averages over PODNet's three class orders holds the first; the others are in `benchmarks/recipes/orders.yaml`
 and given as `--scenario.order LIST`. For ImageNet-100 put the image folder of ILSVRC 2012 (`train/WNID/…`, `val/WNID/…`) under the
-name `imagenet` into a data folder: its sorted first 100 classes are those of `benchmarks/recipes/imagenet100.txt`.
+name `imagenet` into a data folder: the scenario `imagenet100` knows the list of its classes.
 
 How sure a number is:
 

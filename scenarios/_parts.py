@@ -23,6 +23,9 @@ __all__ = ["Material", "SourceScenario", "join", "rows_by_label", "seeded", "sou
 _VALID_SEED = 1993
 """Which samples are set aside must depend neither on the seed of a run nor on the class order."""
 
+_CLASS_LISTS = ("imagenet100",)
+"""The lists of classes beside this file."""
+
 _LARGEST_SEED = 2**32 - 1
 """Of NumPy's legacy generator."""
 
@@ -75,8 +78,11 @@ class SourceScenario(Scenario):
         default="natural",
         help="Class order: natural, seed:N (NumPy's legacy permutation; the literature's is seed:1993), or a list of labels.",
     )
-    classes: int | list[int | str] | None = field(
-        default=None, ge=0, help="Use only these classes, by source label or name; a number means the first so many."
+    classes: int | list[int | str] | str | None = field(
+        default=None,
+        ge=0,
+        help="Use only these classes: labels or names, or the path of a text file with one on each line; a number means the "
+        "first so many, imagenet100 the list of that name.",
     )
     exclude: str | list[int | str] | None = field(
         default=None,
@@ -105,17 +111,25 @@ class SourceScenario(Scenario):
 
     def settled(self) -> Self:
         """Put the classes that a file names into the place of its path."""
-        return self.replace(exclude=_listed(Path(self.exclude))) if isinstance(self.exclude, str) else self
+        changes: dict[str, Any] = {}
+        if isinstance(self.classes, str) and self.classes not in _CLASS_LISTS:
+            changes["classes"] = self.class_list()
+        if isinstance(self.exclude, str):
+            changes["exclude"] = _listed(Path(self.exclude), "exclude")
+        return self.replace(**changes) if changes else self
 
     def build(self, root: DataRoot, *, download: bool = False) -> Stream:
         """Open the source and cut it."""
+        return self.cut(find_source(self.source, **self.source_options()).open(root, download=download))
+
+    def source_options(self) -> dict[str, Any]:
+        """Return the source's options that were set."""
         given = {
             "size": self.size,
             "skip_corrupt": self.skip_corrupt or None,
             "mode": None if self.mode == "auto" else self.mode,
         }
-        options = {name: value for name, value in given.items() if value is not None}
-        return self.cut(find_source(self.source, **options).open(root, download=download))
+        return {name: value for name, value in given.items() if value is not None}
 
     def cut(self, data: ImageData) -> Stream:
         """Cut an opened source into a stream; images are not touched.
@@ -181,8 +195,26 @@ class SourceScenario(Scenario):
             )
         return [labels[k] for k in np.random.RandomState(int(seed)).permutation(len(labels)).tolist()]
 
+    def only_named(self) -> list[str] | None:
+        """Return the classes that `classes` names; None where it is a number, or labels are among them."""
+        chosen = self.class_list() if isinstance(self.classes, str) else self.classes
+        if not isinstance(chosen, list):
+            return None
+        names = [c for c in chosen if isinstance(c, str) and not c.isdecimal()]
+        return names if len(names) == len(chosen) else None
+
+    def class_list(self) -> list[int | str]:
+        """Return what the file of `classes` lists.
+
+        Raises:
+            ConfigurationError: There is no such file, or it lists none.
+        """
+        known = self.classes in _CLASS_LISTS
+        return _listed(Path(__file__).with_name(f"{self.classes}.txt") if known else Path(str(self.classes)), "classes")
+
     def _chosen_labels(self, names: Sequence[str]) -> list[int]:
-        available, chosen = len(names), self.classes
+        available = len(names)
+        chosen = self.class_list() if isinstance(self.classes, str) else self.classes
         if isinstance(chosen, list):
             labels = [_label(c, names, "classes") for c in chosen]
             if not labels or len(set(labels)) != len(labels):
@@ -221,7 +253,7 @@ class SourceScenario(Scenario):
         return valid, kept
 
 
-def _listed(file: Path) -> list[int | str]:
+def _listed(file: Path, option: str) -> list[int | str]:
     """Read the classes that a text file lists.
 
     Raises:
@@ -231,12 +263,12 @@ def _listed(file: Path) -> list[int | str]:
         lines = file.expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise ConfigurationError(
-            f"scenario.exclude: expected the path of a text file or a list of classes, but {file} can't be read: give the "
+            f"scenario.{option}: expected the path of a text file or a list of classes, but {file} can't be read: give the "
             "file's path, or a list in brackets such as [apple]."
         ) from None
     found: list[int | str] = [name for line in lines if (name := line.partition("#")[0].strip())]
     if not found:
-        raise ConfigurationError(f"scenario.exclude: expected at least one class in {file}, received none.")
+        raise ConfigurationError(f"scenario.{option}: expected at least one class in {file}, received none.")
     return found
 
 

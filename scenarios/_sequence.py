@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from clframe.data import ImageData
 from clframe.scenarios._parts import Material, SourceScenario, join, source_field
 from clframe.spec import field
-from clframe.stream import EvaluationTask, Experience, SampleTable, Stream, no_samples
+from clframe.stream import EvaluationTask, Experience, SampleTable, Setting, Stream, no_samples
 
 __all__ = ["SequenceScenario", "chunked", "sequence_stream"]
 
@@ -23,6 +24,8 @@ class SequenceScenario(SourceScenario):
     classes seen so far: the mean of these accuracies is `average_incremental_accuracy`, the any-time accuracy of the
     literature. Inside a mini-experience the order is drawn by the run.
     """
+
+    settings: ClassVar[tuple[Setting, ...]] = ("class",)
 
     source: str = source_field("digits")
     evaluate_every: int = field(
@@ -66,8 +69,8 @@ def chunked(rows: Tensor, size: int) -> list[Tensor]:
 def sequence_stream(found: Material, parts: Sequence[Tensor], *, name: str, augmentation: object) -> Stream:
     """Make the stream whose experiences are parts of a sequence; classes are numbered as they first appear.
 
-    Every test image of a class joins the evaluation task of the experience that shows the class first. Classes that never
-    appear are left out.
+    Every test image of a class joins the evaluation task of the experience that shows the class first. Classes that
+    never appear are left out.
 
     Args:
         found: The chosen samples.

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from clframe.data import ImageData
 from clframe.errors import ConfigurationError
 from clframe.scenarios._parts import SourceScenario, join, seeded, source_field
 from clframe.spec import field
-from clframe.stream import EvaluationTask, Experience, SampleTable, Stream
+from clframe.stream import EvaluationTask, Experience, SampleTable, Setting, Stream
 
 __all__ = ["Active"]
 
 
 class Active(SourceScenario):
-    """Pool-based active learning in rounds: the strategy's `query` chooses whose labels are bought.
+    """Pool-based active learning in rounds: in each, the strategy's `query` chooses the samples whose labels are bought.
 
     Das et al. 2023, "Continual Active Learning". The first round gives `budget` samples of the whole set, drawn by
-    `stream_seed` and thus the same for every method. In every later round the pool is all other samples whose labels have
-    not been bought yet, and `budget` more may be chosen. An experience trains on what was bought in its round; whether
-    earlier ones are trained on again is the strategy's matter (`cumulative`, `replay`). All classes are known from the
-    start.
+    `stream_seed` and thus the same for every method. In every later round the pool is all other samples whose labels
+    have not been bought yet, and `budget` more may be chosen. An experience trains on what was bought in its round;
+    whether earlier ones are trained on again is the strategy's matter (`cumulative`, `replay`). All classes are known
+    from the start.
 
     Version history:
         1: first version.
     """
+
+    settings: ClassVar[tuple[Setting, ...]] = ("domain",)
 
     source: str = source_field("digits")
     rounds: int = field(default=5, ge=1, help="Number of rounds, the first, random one included.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,24 +14,26 @@ from clframe.errors import ConfigurationError
 from clframe.scenarios._parts import Material, SourceScenario, seeded, source_field
 from clframe.scenarios._sequence import sequence_stream
 from clframe.spec import field
-from clframe.stream import Stream
+from clframe.stream import Setting, Stream
 
 __all__ = ["ClassRepetition"]
 
 
 class ClassRepetition(SourceScenario):
-    """Class-incremental with repetition: samples or slots are drawn so that seen classes come again.
+    """Class-incremental learning with repetition: classes seen before come back in later experiences.
 
     Hemati et al. 2023, "Class-Incremental Learning with Repetition", CoLLAs. `generator=slots`: every experience has
-    `slots` places for classes; the places of all experiences are dealt to the classes equally, and a class's samples are
-    split over its places without repetition. `generator=sampling`: a class first appears in an experience drawn from a
-    geometric distribution of parameter `first`, then comes again in each later one with probability `repeat`; an
+    `slots` places for classes; the places of all experiences are dealt to the classes equally, and a class's samples
+    are split over its places without repetition. `generator=sampling`: a class first appears in an experience drawn
+    from a geometric distribution of parameter `first`, then comes again in each later one with probability `repeat`; an
     experience shares `samples` equally among its classes, drawn without replacement inside it, so that samples repeat
     across experiences. Every experience has a class, and every class appears.
 
     Version history:
         1: first version.
     """
+
+    settings: ClassVar[tuple[Setting, ...]] = ("class",)
 
     source: str = source_field("digits")
     experiences: int = field(default=20, ge=1, help="Number of experiences.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from clframe.data import ImageData
 from clframe.errors import ConfigurationError
 from clframe.scenarios._parts import SourceScenario, join, seeded, source_field
 from clframe.spec import field
-from clframe.stream import EvaluationTask, Experience, SampleTable, Stream
+from clframe.stream import EvaluationTask, Experience, SampleTable, Setting, Stream
 
 __all__ = ["DataIncremental"]
 
@@ -19,6 +21,8 @@ class DataIncremental(SourceScenario):
     Version history:
         1: first version.
     """
+
+    settings: ClassVar[tuple[Setting, ...]] = ("domain",)
 
     source: str = source_field("digits")
     experiences: int = field(default=5, ge=1, help="Number of experiences.")

@@ -12,22 +12,25 @@ from clframe.errors import ConfigurationError
 from clframe.scenarios._parts import Material, seeded, source_field
 from clframe.scenarios.split import Split
 from clframe.spec import field
+from clframe.stream import Setting
 
 __all__ = ["FewShot"]
 
 
 class FewShot(Split):
-    """Few-shot class-incremental learning (Tao et al. 2020, "Few-Shot Class-Incremental Learning", CVPR).
+    """Few-shot class-incremental learning: base classes with all their samples, then new classes with a handful each.
 
-    The base classes keep all their training samples; every later class keeps `shots` of them, drawn by `stream_seed`.
-    The usual protocol on CIFAR-100: a base of 60 classes, then 8 experiences of 5 classes with 5 shots
-    (`--scenario.source cifar100 --scenario.base 60 --scenario.increment 5`).
+    Tao et al. 2020, "Few-Shot Class-Incremental Learning", CVPR. The base classes keep all their training samples;
+    every later class keeps `shots` of them, drawn by `stream_seed`. The usual protocol on CIFAR-100: a base of 60
+    classes, then 8 experiences of 5 classes with 5 shots (`--scenario.source cifar100 --scenario.base 60
+    --scenario.increment 5`).
 
     Version history:
         1: first version.
     """
 
     prefix: ClassVar[str] = "few_shot"
+    settings: ClassVar[tuple[Setting, ...]] = ("class", "task")
 
     source: str = source_field("digits")
     base: int | None = field(default=4, ge=1, unit="classes", help="Classes of the first experience, with all samples.")

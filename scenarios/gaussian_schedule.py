@@ -14,11 +14,11 @@ __all__ = ["GaussianSchedule"]
 
 
 class GaussianSchedule(SequenceScenario):
-    """Task-free stream in which each class peaks at its own time (Shanahan et al. 2021; Wang et al. 2022, "DualPrompt").
+    """Task-free stream in which every class comes and goes smoothly, each with a peak at a time of its own.
 
-    With time from 0 to 1, the K classes peak at (k + ½)/K in the class order; every sample of a class draws its time from
-    a normal distribution about the peak, and the samples come in the order of their times. All samples of all classes
-    are presented, each once.
+    After Shanahan et al. 2021 and Wang et al. 2022, "DualPrompt". With time from 0 to 1, the K classes peak at (k +
+    ½)/K in the class order; every sample of a class draws its time from a normal distribution about the peak, and the
+    samples come in the order of their times. All samples of all classes are presented, each once.
 
     Version history:
         1: first version.

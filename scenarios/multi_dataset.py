@@ -21,18 +21,20 @@ __all__ = ["MultiDataset"]
 
 
 class MultiDataset(Scenario):
-    """Every experience is a data set of its own (NEVIS'22, Bornschein et al. 2022, in small; or data sets as domains).
+    """Several data sets one after the other, each an experience of its own.
 
-    With `setting=task` each has its own classes and the task id is given, so that `--head multi` has a head per data set;
-    with `setting=class` the id is withheld; with `setting=domain` all data sets share the labels 0, 1, … and must have
-    equally many classes (digits of MNIST, SVHN and USPS, say). Images are brought to `size` and, where one data set has
-    colours, to three channels. Normalised by the mean of the data sets' own statistics. What a run costs per experience
-    is in its record (`counters`, `events.jsonl`).
+    NEVIS'22 (Bornschein et al. 2022) in small, or data sets as domains. With `setting=task` each has its own classes
+    and the task id is given, so that `--head multi` has a head per data set; with `setting=class` the id is withheld;
+    with `setting=domain` all data sets share the labels 0, 1, … and must have equally many classes (digits of MNIST,
+    SVHN and USPS, say). Images are brought to `size` and, where one data set has colours, to three channels. Normalised
+    by the mean of the data sets' own statistics. What a run costs per experience is in its record (`counters`,
+    `events.jsonl`).
 
     Version history:
         1: first version.
     """
 
+    example: ClassVar[str] = "--scenario.sources digits,digits"
     augmentation: ClassVar[AugmentationSpec] = "none"
 
     sources: list[str] = field(

@@ -16,9 +16,10 @@ __all__ = ["Online"]
 
 
 class Online(SequenceScenario, GroupedScenario):
-    """Single-pass class-incremental learning: disjoint groups of classes, shuffled inside, cut into mini-experiences.
+    """Single-pass class-incremental learning: disjoint groups of classes, every sample presented once.
 
-    A mini-experience may lie across two groups: nothing tells the model where one ends.
+    Groups are shuffled inside and cut into mini-experiences, after each of which the model is scored. A mini-experience
+    may lie across two groups: nothing tells the model where one ends.
 
     Version history:
         1: first version.

@@ -21,13 +21,14 @@ class PartiallyLabelled(Split):
     """Semi-supervised class-incremental learning: labelled and unlabelled samples of an experience come separately.
 
     Kang et al. 2023, "A Soft Nearest-Neighbor Framework for Continual Semi-Supervised Learning" (NNCSL): of every class
-    0.8, 1, 5 or 25 % of the images keep their labels. At least one of every class does. Which ones depends neither on the
-    run's seed nor on the class order.
+    0.8, 1, 5 or 25 % of the images keep their labels. At least one of every class does. Which ones depends neither on
+    the run's seed nor on the class order.
 
     Version history:
         1: first version.
     """
 
+    example: ClassVar[str] = "--scenario.labelled 1"
     prefix: ClassVar[str] = "partially_labelled"
     usual_experiences: ClassVar[int | None] = 5
 

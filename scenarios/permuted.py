@@ -18,10 +18,11 @@ __all__ = ["Permuted"]
 
 
 class Permuted(DomainScenario):
-    """Permuted images (Goodfellow et al. 2013; Kirkpatrick et al. 2017): a fixed pixel permutation per experience.
+    """Permuted images: every experience shows all classes through a fixed permutation of the pixels of its own.
 
-    All channels of a pixel move together. Permuted images are not augmented unless the run says so: neighbours mean
-    nothing in them. Domain-incremental by default (van de Ven & Tolias 2019 have all three settings).
+    Goodfellow et al. 2013; Kirkpatrick et al. 2017. All channels of a pixel move together. Permuted images are not
+    augmented unless the run says so: neighbours mean nothing in them. Domain-incremental by default (van de Ven &
+    Tolias 2019 have all three settings).
 
     Version history:
         1: first version.

@@ -22,14 +22,15 @@ class Plasticity(DomainScenario):
     """A long stream of short tasks that a fresh network finds equally hard; what is lost is the ability to learn.
 
     `kind=permuted_inputs` (online permuted MNIST; Dohare et al. 2024, "Loss of plasticity in deep continual learning",
-    Nature) gives every task its own pixel permutation, `kind=permuted_labels` its own permutation of the labels (Lyle et
-    al. 2023, "Understanding plasticity in neural networks", with whole classes shuffled, so that test images can be
+    Nature) gives every task its own pixel permutation, `kind=permuted_labels` its own permutation of the labels (Lyle
+    et al. 2023, "Understanding plasticity in neural networks", with whole classes shuffled, so that test images can be
     scored). The reading is learning accuracy over the tasks, against that of a network that starts afresh.
 
     Version history:
         1: first version.
     """
 
+    example: ClassVar[str] = "--scenario.experiences 20 --epochs 1"
     augmentation: ClassVar[AugmentationSpec] = "none"
 
     kind: Literal["permuted_inputs", "permuted_labels"] = field(

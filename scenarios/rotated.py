@@ -15,7 +15,11 @@ __all__ = ["Rotated"]
 
 
 class Rotated(DomainScenario):
-    """Rotated images (Lopez-Paz & Ranzato 2017): a fixed angle per experience, equally spaced, drawn, or a list.
+    """Rotated images: every experience shows all classes, turned by a fixed angle of its own.
+
+    Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory for Continual Learning", NeurIPS. The angles are equally spaced,
+    drawn, or a list. Images are turned counter-clockwise about their centre, with bilinear interpolation and black
+    corners.
 
     Version history:
         1: first version.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from clframe.data import DataRoot, MemoryReader
 from clframe.scenario import Scenario
 from clframe.scenarios._parts import seeded
 from clframe.spec import field
-from clframe.stream import EvaluationTask, Experience, SampleTable, Stream
+from clframe.stream import EvaluationTask, Experience, SampleTable, Setting, Stream
 
 __all__ = ["LinearTask", "Sandbox", "expected_error", "projected", "ridge"]
 
@@ -71,14 +71,17 @@ class Sandbox(Scenario):
     """Linear regression tasks with Gaussian inputs (after Peng & Vidal 2025, "Mathematics of Continual Learning").
 
     Task t draws inputs x ~ N(0, Σ_t) and targets y = θ*_tᵀ x + ε, ε ~ N(0, s²). The true coefficients are the same in
-    every task (`stationary`), drift by a Gaussian random walk (`walk`), or are drawn anew (`specific`). Scored by squared
-    error: lower is better. With the backbone `mlp` without hidden layers and a head without bias
-    (`--backbone.hidden [] --head.bias false`) the network is the linear model itself; `tasks()` gives every task's truth,
-    `expected_error`, `ridge` and `projected` the closed forms.
+    every task (`stationary`), drift by a Gaussian random walk (`walk`), or are drawn anew (`specific`). Scored by
+    squared error: lower is better. With the backbone `mlp` without hidden layers and a head without bias
+    (`--backbone.hidden [] --head.bias false`) the network is the linear model itself; `tasks()` gives every task's
+    truth, `expected_error`, `ridge` and `projected` the closed forms.
 
     Version history:
         1: first version.
     """
+
+    settings: ClassVar[tuple[Setting, ...]] = ("domain",)
+    example: ClassVar[str] = "--backbone.hidden '[]' --head.bias false"
 
     experiences: int = field(default=5, ge=1, help="Number of tasks.")
     dimensions: int = field(default=10, ge=1, help="Length D of the inputs.")

@@ -20,20 +20,22 @@ Int = NDArray[np.int64]
 
 
 class SiBlurry(SequenceScenario):
-    """Stochastic incremental blurry boundaries.
+    """Online learning with blurry boundaries: some classes belong to one task alone, samples of the others leak into all.
 
-    Moon et al. 2023, "Online Class Incremental Learning on Stochastic Blurry Task Boundary via Mask and Visual Prompt
-    Tuning", ICCV. T tasks; N % of the classes are disjoint (each in one task alone), the others blurry. Random cuts deal
-    both kinds out, so that tasks have random numbers of classes, none possible. Every task then gives the first of its
-    blurry samples, a share of random size, to a pool of M % of all blurry samples; the pool is shuffled and dealt back
-    in shares of the same sizes; late tasks may find less than their share. Each task is shuffled, and all are one
-    sequence. The class counts of both kinds are rounded down to a multiple of T, and classes left over are dropped.
+    Stochastic incremental blurry boundaries, Moon et al. 2023, "Online Class Incremental Learning on Stochastic Blurry
+    Task Boundary via Mask and Visual Prompt Tuning", ICCV. T tasks; N % of the classes are disjoint (each in one task
+    alone), the others blurry. Random cuts deal both kinds out, so that tasks have random numbers of classes, none
+    possible. Every task then gives the first of its blurry samples, a share of random size, to a pool of M % of all
+    blurry samples; the pool is shuffled and dealt back in shares of the same sizes; late tasks may find less than their
+    share. Each task is shuffled, and all are one sequence. The class counts of both kinds are rounded down to a
+    multiple of T, and classes left over are dropped.
 
     Version history:
         1: first version.
     """
 
     stochastic: ClassVar[bool] = True
+    example: ClassVar[str] = "--scenario.evaluate-every 100"
 
     num_tasks: int = field(default=5, ge=1, help="T, tasks whose classes are drawn (5 in the paper).")
     disjoint_percent: float = field(default=50.0, ge=0, le=100, unit="% of classes", help="N (50 in the paper).")
@@ -90,17 +92,19 @@ class SiBlurry(SequenceScenario):
 
 
 class IBlurry(SiBlurry):
-    """i-Blurry: the same with equally many classes in every task, each of which gives and takes M % of its blurry samples.
+    """Online learning with blurry boundaries and tasks of equally many classes, which exchange M % of their blurry samples.
 
-    Koh et al. 2022, "Online Continual Learning on Class Incremental Blurry Task Configuration with Anytime Inference",
-    ICLR. The exchange goes through one shuffled pool, so that a task gets some of its own samples back (about a T-th),
-    where the paper deals them to the other tasks.
+    i-Blurry, Koh et al. 2022, "Online Continual Learning on Class Incremental Blurry Task Configuration with Anytime
+    Inference", ICLR: as `si_blurry`, without its random numbers of classes and samples. The exchange goes through one
+    shuffled pool, so that a task gets some of its own samples back (about a T-th), where the paper deals them to the
+    other tasks.
 
     Version history:
         1: first version.
     """
 
     stochastic: ClassVar[bool] = False
+    example: ClassVar[str] = "--scenario.evaluate-every 100"
 
 
 def _rows_of(rows: list[Int], classes: Int) -> Int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Split(GroupedScenario):
 
     prefix: ClassVar[str] = "split"
     """What the name of the stream begins with."""
+
+    example: ClassVar[str] = "--scenario.source digits --scenario.experiences 5"
 
     setting: Setting = field(default="class", help="class, task (ids given) or domain (labels shared).")
 
@@ -143,18 +145,48 @@ class SplitCIFAR10(Split):
 class SplitCIFAR100(Split):
     """Split CIFAR-100: ten experiences of ten classes in the literature's order (seed 1993) by default."""
 
+    example: ClassVar[str] = "--scenario.source digits --scenario.increment 2"
     usual_experiences: ClassVar[int | None] = 10
     source: str = field(default="cifar100", help="The data set.")
     order: str | list[int] = field(default="seed:1993", help="Class order: natural, seed:N or a list of labels.")
 
 
 class SplitTinyImageNet(Split):
-    """Split Tiny-ImageNet (64×64 pixels, 200 classes or the first 100): ten experiences in seed-1993 order by default."""
+    """Split Tiny-ImageNet (64×64 pixels, 200 classes or the first 100): ten experiences in seed-1993 order by default.
 
+    Training images are cropped after padding by 4 pixels and mirrored, as in the replay literature (mammoth); test images
+    are used as they are.
+    """
+
+    example: ClassVar[str] = "--scenario.source digits --scenario.increment 2"
+    augmentation: ClassVar[AugmentationSpec] = "crop_flip"
     usual_experiences: ClassVar[int | None] = 10
     source: str = field(default="tiny_imagenet", help="The data set.")
     order: str | list[int] = field(default="seed:1993", help="Class order: natural, seed:N or a list of labels.")
 
 
 class SplitFolder(Split):
-    """Split of a folder or archive of images (`train/CLASS/…`, and `test/` or `val/`): give it as `source`."""
+    """Split of any images in folders named by class, or in parquet files: give the folder or archive as `source`.
+
+    The layout is `train/CLASS/…` beside `test/CLASS/…` or `val/CLASS/…`, as a folder, zip or tar; or a folder of parquet
+    files as the Hugging Face hub stores them. Images of many sizes need `size`.
+    """
+
+    example: ClassVar[str] = "--scenario.source digits --scenario.experiences 5"
+
+    image_column: str | None = field(
+        default=None, help="Of parquet files: the column of images; none: found by its type."
+    )
+    label_column: str | None = field(
+        default=None, help="Of parquet files: the column of labels; none: found by its type."
+    )
+    train_files: str | None = field(
+        default=None, help="Of parquet files: pattern of those to train on, such as data/train-*; none: by their names."
+    )
+    test_files: str | None = field(default=None, help="Of parquet files: likewise of those to test on.")
+
+    def source_options(self) -> dict[str, Any]:
+        """Return the source's options that were set."""
+        columns = ("image_column", "label_column", "train_files", "test_files")
+        given = {name: getattr(self, name) for name in columns}
+        return super().source_options() | {name: value for name, value in given.items() if value is not None}

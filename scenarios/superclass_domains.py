@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -49,6 +49,10 @@ class SuperclassDomains(SourceScenario):
     Version history:
         1: first version.
     """
+
+    example: ClassVar[str] = (
+        '--scenario.source digits --scenario.hierarchy \'{even: ["0", "2", "4"], odd: ["1", "3", "5"]}\''
+    )
 
     source: str = field(
         default="cifar100",

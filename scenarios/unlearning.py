@@ -13,13 +13,13 @@ from clframe.errors import ConfigurationError
 from clframe.scenarios._parts import seeded, source_field
 from clframe.scenarios.split import Split
 from clframe.spec import field
-from clframe.stream import Experience, Stream, no_samples
+from clframe.stream import Experience, Setting, Stream, no_samples
 
 __all__ = ["Unlearning"]
 
 
 class Unlearning(Split):
-    """A split stream followed by an experience that asks to forget samples seen before.
+    """Class-incremental learning, followed by an experience that asks to forget classes or samples seen before.
 
     `what=classes` names the classes that were learnt first, as many as `share` says (rounded, at least one);
     `what=samples` draws that share of every class's training samples. What the model may still look at while it forgets
@@ -30,6 +30,8 @@ class Unlearning(Split):
         1: first version.
     """
 
+    settings: ClassVar[tuple[Setting, ...]] = ("class",)
+    example: ClassVar[str] = "--strategy replay --strategy.memory-size 200"
     prefix: ClassVar[str] = "unlearning"
     usual_experiences: ClassVar[int | None] = 5
 

@@ -1,4 +1,4 @@
-"""Image folders, as a directory or inside an archive: `train/CLASS/*` beside `test/` or `val/`."""
+"""Image folders, as a directory or inside an archive: `train/CLASS/*` beside `test/` or `val/`, or in parquet files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from clframe.data.decode import DECODE_VERSION, CorruptImage, decode_image
-from clframe.data.layout import Layout, Targets, arrange
+from clframe.data.layout import Layout, Targets, arrange, is_image_name
+from clframe.data.parquet import ParquetChoice, ParquetTree, is_parquet_name
 from clframe.data.reader import ImageData, ImageSet
 from clframe.data.root import DataRoot
 from clframe.data.source import IMAGENET_MEAN, IMAGENET_STD, ImageSource
@@ -42,8 +43,9 @@ class ImageFolder(ImageSource):
     """Images in folders named by class, in a directory or an archive of one (`.zip`, `.tar`, `.tar.gz`, …).
 
     The layout is `train/CLASS/*` beside `test/CLASS/*` or `val/CLASS/*`, possibly below one more folder; classes are
-    the folder names, sorted. Tiny-ImageNet's own layout (`val/val_annotations.txt`) is understood as well. Every image
-    becomes RGB; pixels are normalised by the ImageNet statistics.
+    the folder names, sorted. Tiny-ImageNet's own layout (`val/val_annotations.txt`) is understood as well, and so is a
+    directory of parquet files in the form of the Hugging Face hub (needs pyarrow), whose classes keep their numbers.
+    Every image becomes RGB; pixels are normalised by the ImageNet statistics.
     """
 
     path: str | Path = field(help="The directory or archive; a relative path is also searched in the data root.")
@@ -61,6 +63,16 @@ class ImageFolder(ImageSource):
         default=None, ge=0, unit="processes", help="That decode ahead when streaming; None: one per core, at most 8."
     )
 
+    classes: int | list[str] | None = field(
+        default=None, ge=1, help="Read only these classes; a number means the first so many. None: all."
+    )
+    image_column: str | None = field(default=None, help="Of parquet files: the column of images; None: found by type.")
+    label_column: str | None = field(default=None, help="Of parquet files: the column of labels; None: found by type.")
+    train_files: str | None = field(
+        default=None, help="Of parquet files: pattern of those to train on, such as data/train-*; None: by their names."
+    )
+    test_files: str | None = field(default=None, help="Of parquet files: likewise of those to test on.")
+
     def open(self, root: DataRoot, download: bool = False) -> ImageData:
         """Open the folder: from the store, decoding it first where that is new, or as a stream.
 
@@ -77,12 +89,11 @@ class ImageFolder(ImageSource):
         return self._open_files(path, store, alias)
 
     def _open_files(self, path: Path, store: ImageStore, alias: str | None) -> ImageData:
-        tree = open_tree(path)
-        members = _listed(tree)
-        layout = arrange(tree, members)
+        tree, members, layout = self._arranged(path)
         if self.mode == "stream":
             return self._stream(path, tree, layout)
         options = f"{tree.key(members)} size={self.size} decode={DECODE_VERSION}"
+        options += self._chosen()
         key = f"{_slug(path)}-{hashlib.sha256(options.encode()).hexdigest()[:24]}"
         stored = store.find(key)
         if stored is None:
@@ -92,6 +103,22 @@ class ImageFolder(ImageSource):
         if alias:
             store.remember(alias, key)
         return self._from_store(path, stored)
+
+    def _arranged(self, path: Path) -> tuple[FileTree, list[Member], Layout]:
+        """Return the files, or the rows of parquet files where a directory holds these and no image."""
+        tree = open_tree(path)
+        members = _listed(tree)
+        tables = [m for m in members if is_parquet_name(m.name)] if path.is_dir() else []
+        if not tables or any(is_image_name(m.name) for m in members):
+            return tree, members, arrange(tree, members, self.classes)
+        choice = ParquetChoice(self.image_column, self.label_column, self.train_files, self.test_files)
+        rows = ParquetTree(path, tables, choice)
+        return rows, tables, rows.arrange(self.classes)
+
+    def _chosen(self) -> str:
+        """Return the classes that are read, as part of a key; nothing for all."""
+        named = sorted(self.classes) if isinstance(self.classes, list) else self.classes
+        return "" if named is None else f" classes={named}"
 
     def _locate(self, root: DataRoot) -> Path:
         path = Path(self.path).expanduser()
@@ -111,7 +138,7 @@ class ImageFolder(ImageSource):
             return None
         info = path.stat()
         parts = (path.resolve(), info.st_size, info.st_mtime_ns, info.st_ctime_ns, self.size, DECODE_VERSION)
-        return "\0".join(map(str, parts))
+        return "\0".join(map(str, parts)) + self._chosen()
 
     def _from_store(self, path: Path, stored: StoredImages) -> ImageData:
         _report_skipped(path, stored.skipped, len(stored.train) + len(stored.test), self.skip_corrupt)
@@ -162,7 +189,8 @@ class ImageFolder(ImageSource):
             )
         if not tree.random_access:
             raise DataError(
-                f"A compressed tar such as {path} can't be streamed; unpack it, or repack it as a zip or plain tar."
+                f"A compressed tar or parquet files such as {path} can't be streamed; use mode 'store', or unpack the images to a "
+                "folder, a zip or a plain tar."
             )
         height, width = self._first_size(tree, layout)
         workers = self.workers if self.workers is not None else min(8, usable_cores())

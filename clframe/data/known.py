@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clframe.data.idx import idx_files
 from clframe.data.root import DataRoot
+from clframe.data.source import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["KNOWN", "KnownSet", "Located", "locate"]
 
@@ -138,6 +139,13 @@ KNOWN: dict[str, KnownSet] = {
             mean=(0.4802, 0.4481, 0.3975),
             std=(0.2770, 0.2691, 0.2821),
             folders=_zips("tiny-imagenet-200", "tinyimagenet100"),
+        ),
+        KnownSet(
+            name="imagenet",
+            title="ImageNet (ILSVRC 2012), 1,281,167 + 50,000 images of many sizes, 1000 classes, or a folder of some",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            folders=_zips("imagenet", "ILSVRC2012", "imagenet100"),
         ),
     )
 }

@@ -12,13 +12,16 @@ from clframe.data.decode import DECODE_VERSION, CorruptImage
 from clframe.data.tree import FileTree, Member
 from clframe.errors import DataError
 
-__all__ = ["Layout", "Targets", "arrange"]
+__all__ = ["Layout", "Only", "Targets", "arrange", "chosen_classes", "classes_differ", "is_image_name"]
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pbm", ".gif", ".tif", ".tiff", ".webp")
 _TEST_SPLITS = ("test", "val")
 _ANNOTATIONS = "val_annotations.txt"
 _Files = dict[str, list[tuple[str, Member]]]
 """By split or class: the name below the split, and the file."""
+
+Only = int | Sequence[str] | None
+"""Classes by name, or a number for the first so many; None for all."""
 
 Targets = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -50,32 +53,71 @@ class Layout:
         return "files-" + hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def arrange(tree: FileTree, members: Sequence[Member]) -> Layout:
+def arrange(tree: FileTree, members: Sequence[Member], only: Only = None) -> Layout:
     """Sort the files of a tree into splits and classes.
 
+    Args:
+        tree: Holds the files.
+        members: All of them.
+        only: The classes that count; the others may be there or not.
+
     Raises:
-        DataError: The layout isn't `train/CLASS/*` with `test/` or `val/`, or their classes differ.
+        DataError: The layout isn't `train/CLASS/*` with `test/` or `val/`, their classes differ, or one asked for is
+            missing.
     """
     splits = _by_split(tree, members)
     train = _by_class(splits["train"])
+    chosen = chosen_classes(tree, sorted(train), only)
+    train = {name: train[name] for name in chosen}
     candidates = {split: _by_class(splits[split]) for split in _TEST_SPLITS if split in splits}
     labels = _annotations(tree, members)
     if labels and "val" in splits:
         candidates["val"] = _relabelled(tree, splits["val"], labels)
+    if only is not None:
+        candidates = {s: {n: files for n, files in found.items() if n in train} for s, found in candidates.items()}
     matching = [split for split, classes in candidates.items() if set(classes) == set(train)]
     if not matching:
         split = next(iter(candidates))
-        raise _classes_differ(tree, split, set(train), set(candidates[split]))
+        raise classes_differ(tree, split, set(train), set(candidates[split]))
     test = candidates[matching[0]]
-    names = tuple(sorted(train))
+    names = tuple(chosen)
     return Layout(names, *_flat(train, names), *_flat(test, names), (*_names(train, names), *_names(test, names)))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of that name is taken for an image."""
+    return name.lower().endswith(_IMAGES)
+
+
+def chosen_classes(tree: FileTree, names: Sequence[str], only: Only) -> list[str]:
+    """Return the names that are asked for, in the order in which the tree has them.
+
+    Raises:
+        DataError: It hasn't got one of them, or not so many.
+    """
+    if only is None:
+        return list(names)
+    if isinstance(only, int):
+        if only > len(names):
+            raise DataError(
+                f"Expected at least the {only} classes that are asked for in {tree.path}, received {len(names)}."
+            )
+        return list(names[:only])
+    missing = sorted(set(only) - set(names))
+    if missing:
+        raise DataError(
+            f"Expected the {len(set(only))} classes that are asked for in {tree.path}, received {len(names)} classes without "
+            f"{_some(missing)}."
+        )
+    wanted = set(only)
+    return [name for name in names if name in wanted]
 
 
 def _by_split(tree: FileTree, members: Iterable[Member]) -> _Files:
     found: dict[str, _Files] = {}
     for member in members:
         parts = member.name.split("/")
-        if not parts[-1].lower().endswith(_IMAGES) or any(p.startswith((".", "__MACOSX")) for p in parts):
+        if not is_image_name(parts[-1]) or any(p.startswith((".", "__MACOSX")) for p in parts):
             continue
         depth = next((d for d in (0, 1) if len(parts) > d + 2 and parts[d] in ("train", *_TEST_SPLITS)), None)
         if depth is not None:
@@ -133,13 +175,14 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
 
 
-def _classes_differ(tree: FileTree, split: str, train: set[str], test: set[str]) -> DataError:
+def classes_differ(tree: FileTree, split: str, train: set[str], test: set[str]) -> DataError:
+    """Return the error that the classes of two splits are not the same."""
     differences = [
         f"only in {where}: {_some(names)}" for where, names in (("train", train - test), (split, test - train)) if names
     ]
     return DataError(
-        f"Expected the same class folders in train and {split} of {tree.path}, received {'; '.join(differences)}; "
-        "add or remove those folders."
+        f"Expected the same classes in train and {split} of {tree.path}, received {'; '.join(differences)}; "
+        "add or remove them."
     )
 
 

@@ -39,7 +39,9 @@ __all__ = [
 ]
 
 TorchvisionName = Literal["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn"]
-KnownName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "tiny_imagenet"]
+KnownName = Literal[
+    "digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "tiny_imagenet", "imagenet"
+]
 
 _DIGITS_SEED = 1797
 _DIGITS_TEST_SHARE = 5
@@ -99,6 +101,7 @@ class NamedSet(ImageSource):
     )
     skip_corrupt: bool = field(default=False, help="Leave out files of a folder or archive that can't be read.")
     mode: Literal["auto", "store", "stream"] = field(default="auto", help="As of an image folder.")
+    classes: int | list[str] | None = field(default=None, ge=1, help="As of an image folder.")
 
     def open(self, root: DataRoot, download: bool = False) -> ImageData:
         """Open the data set, from the store after the first time.
@@ -115,13 +118,20 @@ class NamedSet(ImageSource):
         if found is None:
             raise _missing(known, root)
         if found.kind == "folder":
-            folder = ImageFolder(path=found.path, mode=self.mode, size=self.size, skip_corrupt=self.skip_corrupt)
+            folder = ImageFolder(
+                path=found.path, mode=self.mode, size=self.size, skip_corrupt=self.skip_corrupt, classes=self.classes
+            )
             data = folder.open(root)
             return dataclasses.replace(data, name=known.name, mean=known.mean, std=known.std)
         if self.size is not None:
             raise ConfigurationError(
                 f"source.size: {self.name} was found at {found.path}, whose images have one size; only the images of a folder or "
                 "archive can be resized: leave the size out."
+            )
+        if self.classes is not None:
+            raise ConfigurationError(
+                f"source.classes: {self.name} was found at {found.path}; only of a folder or archive can some classes alone be "
+                "read: leave the classes out."
             )
         return _from_torchvision(known, found.path) if found.kind == "torchvision" else _from_idx(known, found.path)
 

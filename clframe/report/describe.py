@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from clframe import registry
 from clframe.errors import ConfigurationError, did_you_mean
 from clframe.metrics import CATALOGUE, Metric
 from clframe.registry import Kind
+from clframe.scenario import settings_of
 from clframe.spec import Configurable, FieldInfo, fields_of
 
-__all__ = ["describe", "listing", "needs_of"]
+__all__ = ["describe", "listing", "needs_of", "prose_of", "scenario_example", "settings_line"]
 
 _REGISTERED: tuple[Kind, ...] = ("strategy", "scenario", "backbone")
 _PLURALS = {"strategies": "strategy", "scenarios": "scenario", "backbones": "backbone", "metrics": "metric"}
@@ -74,7 +77,8 @@ def describe(*what: str) -> str:
         return _describe_strategy(name)
     if kind == "scenario":
         cls = registry.load("scenario", name)
-        return _text(name, _doc(cls), _version(cls), _options(cls, "scenario"), _example("scenario", name, [cls]))
+        example = f"Example:\n  {scenario_example(name)}"
+        return _text(name, prose_of(cls), settings_line(cls), _version(cls), _options(cls, "scenario"), example)
     if kind == "backbone":
         return _describe_backbone(name)
     kinds = (*_REGISTERED, "metric")
@@ -136,7 +140,7 @@ def _describe_strategy(name: str) -> str:
 
     names = registry.split_names(name)
     classes: list[Any] = [registry.load("strategy", n) for n in names]
-    example = _example("strategy", name, classes)
+    example = f"Example:\n  {_example('strategy', name, classes)}"
     if len(classes) == 1:
         cls = classes[0]
         return _text(name, _doc(cls), needs_of(cls.tags), _version(cls), _options(cls, "strategy"), example)
@@ -164,7 +168,12 @@ def _describe_backbone(name: str) -> str:
 
     plain = "timm" if name.startswith("timm/") else name
     cls = config_class(plain)
-    return _text(name, _doc(cls), _options(cls, "backbone"), _example("backbone", name, [cls] if plain == name else []))
+    return _text(
+        name,
+        _doc(cls),
+        _options(cls, "backbone"),
+        f"Example:\n  {_example('backbone', name, [cls] if plain == name else [])}",
+    )
 
 
 def _describe_part(name: str) -> str:
@@ -232,7 +241,35 @@ def _doc(cls: Any) -> str:
 
 
 def _first_line(doc: str) -> str:
-    return " ".join(doc.split("\n\n")[0].split()).split(". ")[0].rstrip(".:") + "." if doc else "(no description)"
+    sentences = re.split(r"(?<!\bal)\. ", " ".join(doc.split("\n\n")[0].split()))
+    return sentences[0].rstrip(".:") + "." if doc else "(no description)"
+
+
+def prose_of(cls: Any) -> str:
+    """A class's docstring without the history of its versions, which the class itself knows."""
+    return re.split(r"\n\nVersion history:\n", _doc(cls))[0]
+
+
+def settings_line(cls: Any) -> str:
+    """What a scenario's streams may be, in a line."""
+    found = settings_of(cls)
+    if not found:
+        return ""
+    chosen = f" (--scenario.setting gives {' or '.join(found[1:])})" if len(found) > 1 else ""
+    views = " Accuracy within every sample's own task is reported too." if found[0] == "class" else ""
+    return f"Settings: {found[0]}-incremental{chosen}.{views}"
+
+
+def scenario_example(name: str) -> str:
+    """A command that runs a registered scenario on embedded data.
+
+    A class may say it itself (`example`); else digits stand in for its source, and one of its options is shown.
+    """
+    cls: Any = registry.load("scenario", name)
+    own = vars(cls).get("example", "")
+    command = f"clframe run --scenario {name} {own}" if own else _example("scenario", name, [cls], {"source": "digits"})
+    once = next((f.default for f in fields_of(cls) if f.name == "online"), False)
+    return f"{command} --epochs 1" if once else command
 
 
 def _version(cls: Any) -> str:
@@ -308,14 +345,25 @@ _USUAL = {"scenario": "split_digits", "backbone": "mlp"}
 """What stands in an example for a section inside another."""
 
 
-def _example(section: str, name: str, classes: Sequence[Any]) -> str:
-    """A command that runs the thing, with one of its options."""
+def _example(
+    section: str, name: str, classes: Sequence[Any], stand_ins: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """A command that runs the thing, with one of its options.
+
+    Args:
+        section: Of the configuration.
+        name: Of the thing.
+        classes: Whose options it has.
+        stand_ins: Values, by option, for what the reader may not have.
+    """
     command = f"clframe run --{section} {name}"
-    common = {"epochs", "first_epochs", "loss_over", "source", "weights", "name"}
+    common = {"epochs", "first_epochs", "loss_over", "source", "weights", "name", "valid_per_class"}
     fields = [f for cls in classes for f in fields_of(cls)]
     nested = {s for cls in classes for s in getattr(cls, "sections", ())}
-    needed = [(f.name, _USUAL[f.name] if f.name in nested else f.name.upper()) for f in fields if not f.has_default]
-    command += "".join(f" {_typed(section, option)} {value}" for option, value in needed)
+    given = {f.name: stand_ins[f.name] for f in fields if f.name in stand_ins and f.default != stand_ins[f.name]}
+    needed = [f.name for f in fields if not f.has_default and f.name not in given]
+    given |= {n: _USUAL[n] if n in nested else n.upper() for n in needed}
+    command += "".join(f" {_typed(section, option)} {value}" for option, value in given.items())
     simple = (f for f in fields if f.name not in common and type(f.default) in (int, float))
     option = next(simple, None)
     if option is not None:
@@ -324,4 +372,4 @@ def _example(section: str, name: str, classes: Sequence[Any]) -> str:
         tags = [cls.tags for cls in classes]
         command += " --scenario.setting task" if all("class" not in t.settings for t in tags) else ""
         command += " --backbone.weights FILE" if any(t.needs_pretrained for t in tags) else ""
-    return f"Example:\n  {command}"
+    return command

@@ -12,7 +12,7 @@ from clframe.config import RunOptions
 from clframe.data.root import DataRoot
 from clframe.errors import ContractError
 from clframe.launch.services import EngineServices
-from clframe.scenario import Scenario
+from clframe.scenario import Scenario, settings_of
 from clframe.stream import SampleTable, Stream
 from clframe.testing import check as common
 from clframe.testing.check import global_rng_unchanged, reports
@@ -93,6 +93,11 @@ def stream_fits_together(built: Built) -> None:
     sources = len(stream.class_order)  # in the domain setting several source classes share a label
     if sources < stream.num_classes or (sources > stream.num_classes and stream.setting != "domain"):
         raise ContractError(f"{built.name} must name every class and say where its label comes from.")
+    declared = settings_of(type(built.scenario))
+    if declared and stream.setting not in declared:
+        raise ContractError(
+            f"{built.name} says that its streams are {' or '.join(declared)}, but one is {stream.setting}."
+        )
     if len(stream.shape) == 3 and not len(stream.mean) == len(stream.std) == stream.shape[0]:
         raise ContractError(f"{built.name} must give a mean and a deviation for each of {stream.shape[0]} channels.")
 

@@ -116,7 +116,7 @@ def test_class_orders_are_permutations_and_recipes_hold_the_first(ri: ModuleType
 
 
 def test_imagenet100_is_the_sorted_first_hundred_of_ilsvrc() -> None:
-    listed = (FOLDER / "imagenet100.txt").read_text(encoding="utf-8").split()
+    listed = (FOLDER.parents[1] / "scenarios" / "imagenet100.txt").read_text(encoding="utf-8").split()
     assert listed == sorted(wordnet_ids())[:100]
 
 

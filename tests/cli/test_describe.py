@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import clframe
 from clframe import registry
 from clframe.cli import main, parse_overrides
 from clframe.config import resolve
 from clframe.errors import ConfigurationError
 from clframe.metrics import CATALOGUE
-from clframe.report.describe import describe, listing
+from clframe.report.describe import describe, listing, scenario_example
+from clframe.scenario import settings_of
 from clframe.spec import fields_of
 
 
@@ -68,7 +70,24 @@ def test_every_option_of_everything_is_described_as_it_is_typed(kind: registry.K
 @pytest.mark.parametrize(("kind", "name"), _all())
 def test_the_example_can_be_run(kind: str, name: str) -> None:
     example = describe(kind, name).rsplit("Example:\n", 1)[1]
-    resolve(parse_overrides(shlex.split(example)[2:]))
+    values = parse_overrides(shlex.split(example)[2:])
+    resolve(values)
+    if kind == "scenario":  # on data that everybody has: the stream is cut, and what a run would do is planned
+        assert clframe.plan(**values).phases
+
+
+@pytest.mark.parametrize("name", registry.available("scenario"))
+def test_a_scenario_says_what_its_streams_may_be(name: str) -> None:
+    cls = registry.load("scenario", name)
+    found = settings_of(cls)
+    text = describe("scenario", name)
+    assert f"\nSettings: {found[0]}-incremental" in text
+    assert text.count("1: first version.") == 1
+    assert all(s in text.split("Settings: ")[1].split("\n")[0] for s in found)
+    values = parse_overrides(shlex.split(scenario_example(name))[2:])
+    for setting in found:
+        section = {**values["scenario"], **({"setting": setting} if len(found) > 1 else {})}
+        assert clframe.open_scenario(section).setting == setting
 
 
 def test_a_strategy_says_what_it_needs_and_its_version() -> None:

@@ -619,6 +619,15 @@ class StrayTaskIds(_Altered):
         return _changed(stream, test=dataclasses.replace(stream.test, task_ids=stream.test.targets))
 
 
+class OfAnotherSetting(_Altered):
+    """Says that its streams are domain-incremental."""
+
+    settings: ClassVar[tuple[Any, ...]] = ("domain",)
+
+    def alter(self, stream: Any) -> Any:
+        return stream
+
+
 class ForeignClass(_Altered):
     """Hands out a sample of a class that it doesn't declare."""
 
@@ -711,6 +720,7 @@ BROKEN_SCENARIOS: list[tuple[str, type[SyntheticScenario], str]] = [
     ("stream_fits_together", OutOfRange, "stream of OutOfRange"),
     ("stream_fits_together", FloatLabels, "int64"),
     ("stream_fits_together", StrayTaskIds, "task ids"),
+    ("stream_fits_together", OfAnotherSetting, "streams are domain, but one is class"),
     ("classes_are_declared_truly", ForeignClass, "declares"),
     ("classes_are_declared_truly", WrongTask, "Task 2"),
     ("every_class_is_tested", Untested, "never tests"),

@@ -103,6 +103,8 @@ def test_strategy(subject: Any, check: Any) -> None:
 
 EVEN_ODD = {"even": ["0", "2", "4", "6", "8"], "odd": ["1", "3", "5", "7", "9"]}
 OPTIONS: dict[str, dict[str, Any]] = {
+    "imagenet100": {"classes": None, "size": 8, "crop": 8},
+    "imagenet_subset": {"size": 8, "crop": 6},
     "superclass_domains": {"hierarchy": EVEN_ODD},
     "multi_dataset": {"sources": ["digits", "digits"]},
     "feature_stream": {"scenario": "split_digits", "backbone": {"name": "mlp", "hidden": [6]}},

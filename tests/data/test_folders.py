@@ -175,6 +175,20 @@ def test_a_flipped_byte_in_a_zip_is_found(files, pack, root):
         ImageFolder(path=path).open(root)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_classes_asked_for_are_read(files, pack, root, kind):
+    files["set/train/ant/00.png"] = b"never read"
+    whole = ImageFolder(path=pack({n: d for n, d in files.items() if "/ant/" not in n}, "other.zip")).open(root)
+    path = pack(files, kind)
+    some = ImageFolder(path=path, classes=["cat", "bee"]).open(root)
+    assert some.class_names == ("bee", "cat")
+    assert some.fingerprint == whole.fingerprint
+    with pytest.raises(DataError, match="is corrupt"):  # what was stored for some classes isn't the whole
+        ImageFolder(path=path).open(root)
+    with pytest.raises(DataError, match=r"received 3 classes without cow, dog\."):
+        ImageFolder(path=path, classes=["dog", "bee", "cow"]).open(root)
+
+
 @pytest.mark.parametrize("name", ["../evil.png", "set/../../evil.png", "/etc/evil.png", "C:/evil.png", "..\\evil.png"])
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_escaping_paths_refuse_the_archive_before_a_read(files, pack, root, monkeypatch, kind, name):
