@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from clframe.data import DataRoot
 from clframe.scenario import Scenario
 from clframe.spec import field
-from clframe.stream import Stream
+from clframe.stream import Setting, Stream
 
 __all__ = ["FeatureStream"]
 
@@ -28,6 +28,8 @@ class FeatureStream(Scenario):
         1: first version.
     """
 
+    settings: ClassVar[tuple[Setting, ...]] = ("class", "task", "domain")
+    """Those of the inner scenario."""
     sections: ClassVar[tuple[str, ...]] = ("scenario", "backbone")
 
     scenario: str | dict[str, Any] = field(help="The inner scenario: a name, or a name and options.")
