@@ -47,6 +47,8 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("si", {"damping": 0.001, "strength": 0.1}),
     ("mas", {"samples": 5}),
     ("l2_anchor", {"from_start": True}),
+    ("l2_init", {"strength": 0.1}),
+    ("replay+l2_init", {}),
     ("predkd", {"form": "sigmoid", "loss_over": "experience"}),
     ("featkd", {"stages": True}),
     ("bce", {"loss_over": "seen"}),
