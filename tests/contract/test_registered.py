@@ -49,6 +49,8 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("l2_anchor", {"from_start": True}),
     ("l2_init", {"strength": 0.1}),
     ("replay+l2_init", {}),
+    ("shrink_perturb", {"shrink": 0.0, "perturb": 1.0}),
+    ("shrink_perturb+replay", {}),
     ("predkd", {"form": "sigmoid", "loss_over": "experience"}),
     ("featkd", {"stages": True}),
     ("bce", {"loss_over": "seen"}),
