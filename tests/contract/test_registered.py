@@ -51,6 +51,8 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("replay+l2_init", {}),
     ("shrink_perturb", {"shrink": 0.0, "perturb": 1.0}),
     ("shrink_perturb+replay", {}),
+    ("redo", {"every": 2, "threshold": 0.9}),
+    ("replay+redo", {"every": 3, "threshold": 0.5}),
     ("predkd", {"form": "sigmoid", "loss_over": "experience"}),
     ("featkd", {"stages": True}),
     ("bce", {"loss_over": "seen"}),
