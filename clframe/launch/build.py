@@ -169,6 +169,10 @@ def check_fit(
             "needs a backbone with BatchNorm, such as resnet32",
         ),
         (
+            tags.needs_own_channels and not _has_own_channels(backbone, shape or stream.shape),
+            "needs a backbone that describes channels which no shortcut joins, such as resnet32, or mlp without layer_norm",
+        ),
+        (
             tags.needs_pretrained and not _pretrained(backbone, stream, shape or stream.shape),
             "needs a backbone with weights: give --backbone.weights FILE, a timm model with --backbone.pretrained true, "
             "or in Python a trained module" + _ON_FEATURES * stream.pretrained,
@@ -215,6 +219,11 @@ def _leaves_classes(stream: Stream) -> bool:
 def _has_layers(backbone: BackboneConfig, shape: tuple[int, ...], kind: type[nn.Module]) -> bool:
     with torch.device("meta"):
         return any(isinstance(m, kind) for m in backbone.skeleton(shape).modules())
+
+
+def _has_own_channels(backbone: BackboneConfig, shape: tuple[int, ...]) -> bool:
+    with torch.device("meta"):
+        return any(layer.own for layer in backbone.skeleton(shape).channel_layers())
 
 
 def _pretrained(backbone: BackboneConfig, stream: Stream, shape: tuple[int, ...]) -> bool:

@@ -286,6 +286,7 @@ def needs_of(tags: Any) -> str:
         "needs_layernorm": "a backbone with LayerNorm",
         "needs_exemplars": "exemplars that a strategy in front of it keeps (replay+NAME)",
         "needs_batchnorm": "a backbone with BatchNorm",
+        "needs_own_channels": "a backbone that describes its channels",
     }
     facts = {
         "stores_samples": "keeps exemplars",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clframe.data.augment import Augmentation, Pipeline, ToInput
 from clframe.errors import ConfigurationError
@@ -104,6 +104,7 @@ class Context:
         self.sample_bytes = sample_bytes(setup.stream.shape)
         self.pretrained = setup.pretrained
         self.input_shape = setup.stream.shape
+        self.optimizer: torch.optim.Optimizer | None = None  # of the phase that trains now
         self.presented = 0  # samples that the strategy asked for beside the trainer's batches, not counted yet
         self.streams = RandomStreams(setup.seed, setup.init_seed, setup.data_seed)
         self.experience = setup.stream.experiences[0]
@@ -213,6 +214,13 @@ class Context:
                     table[task.task_id, [c for c in task.classes if c < known]] = True
             self._task_classes = table.to(self.device)
         return self._task_classes[task_ids]
+
+    def forget_moments(self, parameter: nn.Parameter, dim: int, index: Tensor) -> None:
+        """Set the optimiser's running averages of some entries of a parameter to zero; a count of its steps stays."""
+        state = {} if self.optimizer is None else self.optimizer.state.get(parameter, {})
+        for average in state.values():
+            if isinstance(average, Tensor) and average.dim() and average.shape == parameter.shape:
+                average.index_fill_(dim, index, 0)
 
 
 class _Caches:

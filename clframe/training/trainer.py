@@ -243,6 +243,8 @@ class Trainer:
             optimizer = recipe.build([_trainable(g) for g in groups])
             if resumed is not None and resumed["optimizer"] is not None:
                 optimizer.load_state_dict(resumed["optimizer"])
+            self.context.optimizer = optimizer
+            modes.callback(setattr, self.context, "optimizer", None)
             stepper = Stepper(self.setup, self.strategy, begun, recipe, optimizer)
             if resumed is not None and resumed["scaler"] is not None:
                 stepper.scaler.load_state_dict(resumed["scaler"])
