@@ -4,7 +4,8 @@
 
 PyCIL (revision f3509b8) was run once per method, always initialised by seed 1; ours vary the seed. So the deviation of
 our n seeds, s, is taken for theirs as well, and the standard error of the difference of our mean and their one run is
-s·√(1 + 1/n). A value agrees when it lies within the larger of 2 points and two such errors.
+s·√(1 + 1/n). A value agrees when it lies within the larger of 2 points and two such errors. Where
+`first_experience.py` has trained the first experience alone with more seeds, those are compared.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from clframe.metrics import summarise
@@ -80,8 +83,16 @@ def compare(method: str, batch: int, head: str, what: str, ours: dict[int, float
     return Comparison(method, batch, head, what, found.mean, found.std, len(ours), pycil, allowed, agrees)
 
 
-def comparisons(rows: list[dict[str, Any]]) -> list[Comparison]:
-    """Compare everything that is recorded, the first experience first."""
+def comparisons(
+    rows: list[dict[str, Any]], first_alone: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+) -> list[Comparison]:
+    """Compare everything that is recorded, the first experience first.
+
+    Args:
+        rows: Of `results/s25.json`.
+        first_alone: Accuracies in percent by seed, of `results/first_experience.json`; where a method has some, its
+            classifier's first experience is compared over these, which are more seeds.
+    """
     found: list[Comparison] = []
     for (method, batch, head), theirs in PYCIL.items():
         curves = {
@@ -94,7 +105,9 @@ def comparisons(rows: list[dict[str, Any]]) -> list[Comparison]:
         start = 1 if math.isnan(theirs[0]) else 0  # the student begins with the second experience
         known = theirs[start:]
         if not start:
-            found.append(compare(method, batch, head, "first", {s: c[0] for s, c in curves.items()}, theirs[0]))
+            alone = {int(s): a for s, a in first_alone.get(f"{method} {batch}", {}).items()} if head != "nme" else {}
+            first = {s: c[0] for s, c in curves.items()} | alone
+            found.append(compare(method, batch, head, "first", first, theirs[0]))
         average = {s: sum(c[start:]) / len(known) for s, c in curves.items()}
         found.append(compare(method, batch, head, "average", average, sum(known) / len(known)))
         found.append(compare(method, batch, head, "last", {s: c[-1] for s, c in curves.items()}, theirs[-1]))
@@ -121,7 +134,9 @@ def main() -> None:
     source = FOLDER / "s25.json"
     if not source.exists():
         sys.exit("There are no results yet: run benchmarks/s25.py first.")
-    found = comparisons(json.loads(source.read_text())["runs"])
+    alone = FOLDER / "first_experience.json"
+    first_alone = json.loads(alone.read_text())["accuracy"] if alone.exists() else {}
+    found = comparisons(json.loads(source.read_text())["runs"], first_alone)
     (FOLDER / "fidelity.json").write_text(
         json.dumps({"schema": 1, "comparisons": [asdict(c) for c in found]}, indent=1) + "\n"
     )

@@ -32,6 +32,13 @@ class RunOptions(Configurable):
     init_seed: int | None = field(default=None, ge=0, help="Seed of initialisation; none means `seed`.")
     data_seed: int | None = field(default=None, ge=0, help="Seed of sample order and augmentation; none means `seed`.")
     batch_size: int = field(default=64, ge=1, unit="samples", help="Samples per training step.")
+    steps_per_experience: int | list[int] | None = field(
+        default=None,
+        ge=1,
+        unit="steps",
+        help="Exactly so many optimiser steps in every experience that trains (a list: one number for each), whatever the "
+        "method trains on; spread evenly over the epochs of all its phases. None: as many as the epochs have.",
+    )
     eval_batch_size: int = field(default=512, ge=1, unit="samples", help="Samples per forward pass when scoring.")
     augmentation: str | list[Any] = field(
         default="auto", help="Preset or list of transforms; auto: what the scenario states."
@@ -157,14 +164,21 @@ def _refuse_other_weights(recorded: Mapping[str, Any], record: Mapping[str, Any]
     Raises:
         ConfigurationError: The file has changed, or is gone.
     """
-    file = record["backbone"].get("weights")
-    before, now = recorded.get(file), record.get("weights", {}).get(file)
-    if before is not None and before != now:
-        what = "is gone" if now is None else f"has changed (SHA-256 {now}…)"
-        raise ConfigurationError(
-            f"The weights file {file} {what} since the run was made (SHA-256 {before}…): bring it back, or start a new run "
-            "(a configuration without its section `weights` takes the file as it is)."
-        )
+    for file in _weights_files(record):
+        before, now = recorded.get(file), record.get("weights", {}).get(file)
+        if before is not None and before != now:
+            what = "is gone" if now is None else f"has changed (SHA-256 {now}…)"
+            raise ConfigurationError(
+                f"The weights file {file} {what} since the run was made (SHA-256 {before}…): bring it back, or start a new "
+                "run (a configuration without its section `weights` takes the file as it is)."
+            )
+
+
+def _weights_files(record: Mapping[str, Any]) -> list[str]:
+    """Return the files of weights that a configuration names, those of backbones inside a scenario too."""
+    own = [record[s] for s in ("backbone", "scenario") if isinstance(record.get(s), Mapping)]
+    found = [part["weights"] for part in own if isinstance(part.get("weights"), str)]
+    return list(dict.fromkeys(found + [f for part in own for f in _weights_files(part)]))
 
 
 class _Resolver:
@@ -195,11 +209,11 @@ class _Resolver:
         sources = self._sources()
         if sources:  # a user's file is part of what a run is
             self.record["sources"] = {n: hashlib.sha256(t.encode()).hexdigest()[:16] for n, t in sources.items()}
-        file = self.record["backbone"].get("weights")
-        if isinstance(file, str) and Path(file).is_file():  # so is a file of weights, whatever it is called
+        files = [f for f in _weights_files(self.record) if Path(f).is_file()]
+        if files:  # so is a file of weights, whatever it is called
             from clframe.models.weights import file_digest
 
-            self.record["weights"] = {file: file_digest(file)[:16]}
+            self.record["weights"] = {f: file_digest(f)[:16] for f in files}
         return RunConfig(
             scenario=scenario, strategy=strategy, backbone=backbone, head=head, recipe=recipe, first_recipe=first,
             options=options, record=self.record, sources=sources,
@@ -230,8 +244,24 @@ class _Resolver:
         if isinstance(part, Scenario):
             part = part.settled()
         self.makers.append(type(part))
-        self.record["scenario"] = {"name": name, "version": _version(type(part)), **_values(part)}
+        record = {"name": name, "version": _version(type(part)), **_values(part)}
+        for section in getattr(type(part), "sections", ()):
+            record[section] = self._nested(section, getattr(part, section))
+        self.record["scenario"] = record
         return part
+
+    def _nested(self, section: str, value: Any) -> dict[str, Any]:
+        """Check a section inside the scenario, and return its record."""
+        inner = _Resolver({section: value}, {}, None)
+        try:
+            _ = inner._scenario() if section == "scenario" else inner._backbone()
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                "\n".join(f"In scenario.{section}: {line}" for line in str(error).split("\n"))
+            ) from None
+        self.makers += inner.makers
+        found: dict[str, Any] = inner.record[section]
+        return found
 
     def _strategy(self) -> Any:
         from clframe.composite import SHARED_FIELDS, Composite

@@ -162,33 +162,29 @@ def normalised_cross_entropy(
     return cross_entropy(logits / (temperature * (norms[:, None] + 1e-7)), targets)
 
 
-def nca(
-    logits: Tensor, targets: Tensor, margin: float | Tensor = 0.0, *, public: bool = False, hinge: bool = False
-) -> Tensor:
+def nca(logits: Tensor, targets: Tensor, margin: float | Tensor = 0.0, *, public: bool = False) -> Tensor:
     """PODNet's classification loss (Douillard et al. 2020, section 3.2): the positive stands apart from the others.
 
     Args:
         logits: (B, K) scaled similarities η ŝ.
         targets: (B,) labels.
         margin: η δ, by which the positive must lead.
-        public: What the authors' code computes: the margin, taken from every similarity alike, cancels, and the largest
-            term, taken as the reference of the exponentials, stands in the sum in the positive's place.
-        hinge: Cut every sample's loss at 0 from below.
+        public: What the authors' code computes: the margin, taken from every similarity alike, cancels; the largest
+            term, taken as the reference of the exponentials, stands in the sum in the positive's place; there is no hinge.
 
     Returns:
-        (1/B) Σ_b [−(z_y − margin) + log Σ_{i≠y} exp z_i], a scalar; with `public`
+        (1/B) Σ_b [−(z_y − margin) + log Σ_{i≠y} exp z_i]₊, a scalar; with `public`
         (1/B) Σ_b [−z_y + log(Σ_{i≠y} exp z_i + exp max_i z_i)]. Where there is a single class the sum over the others
         is empty and its logarithm is left out.
     """
-    positive = logits.gather(1, targets[:, None])
+    positive = logits.gather(1, targets[:, None])[:, 0]
     others = logits.masked_fill(functional.one_hot(targets, logits.shape[1]).bool(), -torch.inf)
     if public:
-        loss = torch.cat([others, logits.amax(1, keepdim=True)], 1).logsumexp(1) - positive[:, 0]
-    else:
-        loss = margin - positive[:, 0]
-        if logits.shape[1] > 1:
-            loss = loss + others.logsumexp(1)
-    return (loss.clamp(min=0) if hinge else loss).mean()
+        return (torch.cat([others, logits.amax(1, keepdim=True)], 1).logsumexp(1) - positive).mean()
+    loss = margin - positive
+    if logits.shape[1] > 1:
+        loss = loss + others.logsumexp(1)
+    return loss.clamp(min=0).mean()
 
 
 def pod_flat(features: Tensor, teacher: Tensor) -> Tensor:

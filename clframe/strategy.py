@@ -61,6 +61,7 @@ class Tags:
         needs_layernorm: It needs a backbone that has LayerNorm.
         needs_exemplars: It needs the exemplars of another part of its composition.
         needs_batchnorm: It needs a backbone that has BatchNorm.
+        needs_own_channels: It needs a backbone that describes channels which no shortcut joins (`ChannelLayer.own`).
         stores_samples: It keeps exemplars.
         grows_features: It adds extractors, so that features of different experiences have different lengths.
         online: It also works when every sample is presented once.
@@ -77,6 +78,7 @@ class Tags:
     needs_layernorm: bool = False
     needs_exemplars: bool = False
     needs_batchnorm: bool = False
+    needs_own_channels: bool = False
     stores_samples: bool = False
     grows_features: bool = False
     online: bool = True
@@ -233,6 +235,7 @@ class BegunPhase:
         parameters: What trains; None means every parameter of the network.
         eval_modules: Kept in eval mode.
         train_modules: Outside the network, in train mode meanwhile.
+        steps: Of every epoch, where the run states a budget; None means whole passes over the data.
     """
 
     phase: Phase
@@ -240,6 +243,7 @@ class BegunPhase:
     parameters: Sequence[ParameterGroup] | None
     eval_modules: Sequence[nn.Module]
     train_modules: Sequence[nn.Module]
+    steps: Sequence[int] | None = None
 
 
 def _now(value: Later[T]) -> T:
@@ -296,6 +300,16 @@ class RunContext(Protocol):
 
     def task_mask(self, task_ids: Tensor) -> Tensor:
         """Return the (B, K) bool mask of the classes of every sample's task."""
+        ...
+
+    def forget_moments(self, parameter: nn.Parameter, dim: int, index: Tensor) -> None:
+        """Set the optimiser's running averages (momentum, moments) of some entries of a parameter to zero, while a phase trains.
+
+        Args:
+            parameter: One that the phase trains; another has none.
+            dim: The dimension of `index`.
+            index: (n,) int64 on the parameter's device; rows for dimension 0, columns for 1.
+        """
         ...
 
 

@@ -185,6 +185,7 @@ class Stream:
         augmentation: The augmentation that the scenario's protocol states, when the run names none.
         test_transform: What images that are not augmented pass through, such as a centre crop.
         data_fingerprint: Of the source's decoded content.
+        pretrained: Whether the samples are features of a network that was trained elsewhere.
     """
 
     name: str
@@ -203,6 +204,7 @@ class Stream:
     augmentation: AugmentationSpec = "standard"
     test_transform: AugmentationSpec = "none"
     data_fingerprint: str = ""
+    pretrained: bool = False
 
     @property
     def num_classes(self) -> int:

@@ -21,10 +21,12 @@ from clframe.strategy import Strategy
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 FAMILIES = {
     "Baselines and bounds": ("finetune", "cumulative", "joint"),
-    "Regularisation and distillation": ("ewc", "lwf", "si", "mas", "l2_anchor", "predkd", "featkd", "l2_init"),
+    "Regularisation and distillation": ("ewc", "lwf", "si", "mas", "l2_anchor", "predkd", "featkd", "bce"),
     "Exemplars": ("replay", "icarl", "wa", "bic", "podnet", "gdumb", "er_ace", "dark_er", "agem", "rer"),
     "Growing networks": ("der", "foster", "pder", "maf_drc"),
+    "Classifier stages, behind another method": ("tau_norm", "crt", "lws", "gauss_align"),
     "Pretrained backbones": ("nmc", "slca", "layernorm_tuning"),
+    "Plasticity": ("l2_init", "shrink_perturb", "redo", "continual_backprop"),
 }
 """Where the literature puts a method; any other goes by its tags."""
 OTHERS = "Others"
@@ -123,7 +125,8 @@ def _section(
     own = [f for f in fields_of(cls) if common.get(f.name) != f]
     lines.append(option_table(own) if own else "It has no options of its own.\n")
     lines.append(results_of(name, rows, checks))
-    return "\n".join(lines)
+    lines.append(frozen_results(name))
+    return "\n".join(line for line in lines if line)
 
 
 def option_table(fields: Iterable[FieldInfo], section: str = "strategy") -> str:
@@ -183,6 +186,32 @@ def results_of(name: str, rows: Sequence[Mapping[str, Any]], checks: Sequence[Ma
     batches = ",".join(map(str, sorted({r["batch_size"] for r in rows if r["method"] in variants})))
     command = f"python benchmarks/s25.py --methods {','.join(variants)} --batch {batches}"
     return f"{''.join(lines)}\nAgain: `{command}`.\n"
+
+
+def frozen_results(name: str) -> str:
+    """Return what a method on frozen features reached on CIFAR-100 (`benchmarks/nmc.py`); empty where it wasn't measured."""
+    lines = []
+    for backbone, found in _read("nmc").get("backbones", {}).items():
+        runs = [r for r in found["runs"] if r["method"] == name]
+        if not runs:
+            continue
+        finals, averages = ([100 * r[k] for r in runs] for k in ("final_accuracy", "average_incremental_accuracy"))
+        cold, warm = ([r["cpu_seconds"] for r in runs if r["cold"] is cold] for cold in (True, False))
+        centroid = f"{100 * found['nearest_centroid_accuracy']:.2f}" if name == "nmc" else "–"
+        spent = f"{cold[0]:.0f} s / {min(warm):.1f} s" if cold and warm else "–"
+        lines.append(
+            f"| {backbone} | {min(finals):.2f} to {max(finals):.2f} | {min(averages):.2f} to {max(averages):.2f} | "
+            f"{centroid} | {spent} |\n"
+        )
+    if not lines:
+        return ""
+    head = (
+        "CIFAR-100, all classes, ten experiences, four class orders, percent (`python benchmarks/nmc.py`); CPU time of the run "
+        "that computes the features and of one that finds them:\n\n"
+        "| backbone | final, over orders | average, over orders | scikit-learn's NearestCentroid | first / later run |\n"
+        "|---|---|---|---|---|\n"
+    )
+    return head + "".join(lines)
 
 
 def _result_lines(

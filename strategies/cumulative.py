@@ -20,8 +20,8 @@ class Cumulative(Strategy):
 
     Differs from the paper:
         There is no single paper. `start=warm` goes on from the previous weights (TiC-CLIP's "cumulative", Garg et al.
-        2024, but with equal epochs per sample rather than an equal budget per step); `start=scratch` begins anew and is
-        joint training after every experience.
+        2024, whose equal budget per step is the run option `steps_per_experience`; without it, epochs per sample are equal);
+        `start=scratch` begins anew and is joint training after every experience.
     """
 
     tags: ClassVar[Tags] = Tags(scores=ANY_SCORE, needs_all_data=True, online=False)

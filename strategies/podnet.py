@@ -33,7 +33,7 @@ class PODNet(TaughtStrategy):
     On new data ∪ memory, with h_l the map of stage l before its ReLU and ⁻ marking the network of the experience before:
 
         L = NCA + √(K / |C_t|) (λ_c L_spatial + λ_f L_flat)
-        NCA       = −η (ŝ_y − δ) + log Σ_{i≠y} exp(η ŝ_i)
+        NCA       = [−η (ŝ_y − δ) + log Σ_{i≠y} exp(η ŝ_i)]₊
         L_spatial = mean over stages and batch of ‖p(h_l) − p(h_l⁻)‖,   p(h): unit vector of [Σ_width h²; Σ_height h²]
         L_flat    = 1 − cos(f, f⁻)
 
@@ -49,10 +49,12 @@ class PODNet(TaughtStrategy):
 
     Differs from the paper:
         The features pass the backbone's last ReLU unless `backbone.last_relu` is off. The public ResNet-32 shows its
-        last block as a fourth stage; here the last stage ends with it. The paper's hinge around NCA is off, as in the
-        published configurations (`hinge`). The balanced subset is drawn at random, once, among new data ∪ memory, instead
-        of the herded exemplars. A class with fewer distinct samples than proxies repeats its centres; with a single class
-        seen, NCA has no sum. Backbones without pixels: see `clframe.losses.pod_spatial`.
+        last block as a fourth stage; here the last stage ends with it. The margin η δ sends no gradient to η: with one,
+        η sinks below 0 before the classes part, and far counts as near. The published numbers come from another loss
+        than the paper's, whose margin cancels and which is not cut at 0: `nca=public`. The balanced subset is drawn at
+        random, once, among new data ∪ memory, instead of the herded exemplars. A class with fewer distinct samples than
+        proxies repeats its centres; with a single class seen, NCA has no sum. Backbones without pixels: see
+        `clframe.losses.pod_spatial`.
     """
 
     tags: ClassVar[Tags] = dataclasses.replace(
@@ -64,10 +66,9 @@ class PODNet(TaughtStrategy):
     margin: float = field(default=0.6, ge=0, help="δ of NCA (0.6).")
     nca: Literal["margin", "public"] = field(
         default="margin",
-        help="margin: the paper's loss; public: what the authors' code computes, where the margin cancels and the largest "
-        "similarity stands in the positive's place.",
+        help="margin: the paper's loss; public: what the authors' code computes, where the margin cancels, the largest "
+        "similarity stands in the positive's place, and nothing is cut at 0.",
     )
-    hinge: bool = field(default=False, help="Cut NCA at 0 for every sample (in the paper; off in its configurations).")
     imprint: bool = field(
         default=True, help="Start new classes' proxies at k-means centres of their features; off: at random."
     )
@@ -161,8 +162,8 @@ class PODNet(TaughtStrategy):
 
     def main_loss(self, batch: Batch, output: Output) -> Tensor:
         """NCA; the margin is one of similarities, and so counts η-fold in the logits."""
-        margin = self.margin * self.head.scale
-        return nca(output.logits, batch.y, margin, public=self.nca == "public", hinge=self.hinge)
+        margin = self.margin * self.head.scale.detach()
+        return nca(output.logits, batch.y, margin, public=self.nca == "public")
 
     def extra_losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
         """√(K / |C_t|) (λ_c L_spatial + λ_f L_flat) once there is an old network."""

@@ -67,7 +67,8 @@ def assert_repeats(config: dict[str, Any]) -> dict[str, Any]:
 
 def _named() -> list[Any]:
     cases = [{kind: name} for kind in ("strategy", "scenario", "backbone") for name in registry.available(kind)]
-    required = {"timm": {"model": "resnet18"}, "split": {"source": "digits"}, "split_folder": {"source": "x.zip"}}
+    required = {"timm": {"model": "resnet18"}, "split": {"source": "digits"}, "split_folder": {"source": "x.zip"},
+                "multi_dataset": {"sources": ["digits"]}, "feature_stream": {"scenario": "si_blurry", "backbone": "mlp"}}  # fmt: skip
     filled = [{k: {"name": n, **required.get(n, {})} for k, n in case.items()} for case in cases]
     return [pytest.param(case, id="-".join(f"{k}-{v['name']}" for k, v in case.items())) for case in filled]
 

@@ -14,6 +14,7 @@ from clframe.config import RunConfig, resolve
 from clframe.data import DataRoot, MemoryReader
 from clframe.data.augment import Pipeline, build_augmentation
 from clframe.errors import ConfigurationError
+from clframe.launch.services import EngineServices, choose_device, has_weights
 from clframe.metrics import Tasks
 from clframe.models import Backbone, BackboneConfig
 from clframe.strategy import Strategy
@@ -25,14 +26,14 @@ from clframe.training.context import Context, Setup
 
 __all__ = ["build_setup", "check_fit", "load_strategy", "open_stream", "stream_record"]
 
+_ON_FEATURES = ", or on features of such weights no network at all (--backbone mlp --backbone.hidden [])"
+
 
 def open_stream(config: RunConfig, data_root: Any, download: bool) -> Stream:
     """Build the scenario's stream, or take one that was given in Python."""
     if isinstance(config.scenario, Stream):
         return config.scenario
-    stream: Stream = config.scenario.build(DataRoot.resolve(data_root), download=download)
-    stream.check()
-    return stream
+    return EngineServices(config.options).build(config.scenario, DataRoot.resolve(data_root), download=download)
 
 
 def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setup:
@@ -42,7 +43,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         ConfigurationError: The parts don't fit each other or the machine.
     """
     options = config.options
-    device = _device(options.device)
+    device = choose_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     augmentation, test_transform = _transforms(config, stream)
@@ -59,6 +60,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         recipe=config.recipe,
         first_recipe=config.first_recipe,
         batch_size=options.batch_size,
+        steps=_steps(options.steps_per_experience, stream),
         eval_batch_size=options.eval_batch_size,
         seed=options.seed,
         init_seed=options.init_seed,
@@ -68,11 +70,32 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         channels_last=options.channels_last,
         augmentation=augmentation,
         test_transform=test_transform,
-        pretrained=_pretrained(config.backbone),
+        pretrained=_pretrained(config.backbone, stream, shape),
         feature_cache=options.feature_cache == "auto",
         evaluate_future=options.evaluate_future,
         dry=dry,
     )
+
+
+def _steps(given: int | list[int] | None, stream: Stream) -> tuple[int, ...] | None:
+    """Return the optimiser steps of every experience, None where none are stated.
+
+    Raises:
+        ConfigurationError: A list of another length, or a stream in which samples may be presented only once.
+    """
+    if given is None:
+        return None
+    count = len(stream.experiences)
+    if stream.online:
+        raise ConfigurationError(
+            f"The scenario {stream.name!r} presents every sample once, so steps_per_experience can't state how many steps "
+            "that takes: leave it out, or set scenario.online to false."
+        )
+    if isinstance(given, list) and len(given) != count:
+        raise ConfigurationError(
+            f"steps_per_experience: expected one number, or one for each of {count} experiences, received {len(given)}."
+        )
+    return tuple(given) if isinstance(given, list) else (given,) * count
 
 
 def _transforms(config: RunConfig, stream: Stream) -> tuple[Pipeline | None, Pipeline | None]:
@@ -146,9 +169,13 @@ def check_fit(
             "needs a backbone with BatchNorm, such as resnet32",
         ),
         (
-            tags.needs_pretrained and not _pretrained(backbone),
+            tags.needs_own_channels and not _has_own_channels(backbone, shape or stream.shape),
+            "needs a backbone that describes channels which no shortcut joins, such as resnet32, or mlp without layer_norm",
+        ),
+        (
+            tags.needs_pretrained and not _pretrained(backbone, stream, shape or stream.shape),
             "needs a backbone with weights: give --backbone.weights FILE, a timm model with --backbone.pretrained true, "
-            "or in Python a trained module",
+            "or in Python a trained module" + _ON_FEATURES * stream.pretrained,
         ),
         (
             tags.needs_exemplars and not (tags.stores_samples or tags.needs_all_data) and _leaves_classes(stream),
@@ -194,27 +221,25 @@ def _has_layers(backbone: BackboneConfig, shape: tuple[int, ...], kind: type[nn.
         return any(isinstance(m, kind) for m in backbone.skeleton(shape).modules())
 
 
-def _pretrained(backbone: BackboneConfig) -> bool:
-    copies = getattr(getattr(type(backbone), "factory", None), "copies_module", False)  # a user's, which has weights
-    return bool(backbone.weights) or bool(getattr(backbone, "pretrained", False)) or copies
+def _has_own_channels(backbone: BackboneConfig, shape: tuple[int, ...]) -> bool:
+    with torch.device("meta"):
+        return any(layer.own for layer in backbone.skeleton(shape).channel_layers())
+
+
+def _pretrained(backbone: BackboneConfig, stream: Stream, shape: tuple[int, ...]) -> bool:
+    """Whether features come from weights trained elsewhere: the backbone's, or those that made a stream of features."""
+    if has_weights(backbone):
+        return True
+    if not stream.pretrained:
+        return False
+    with torch.device("meta"):
+        return not any(True for _ in backbone.skeleton(shape).parameters())
 
 
 def _factories(
     backbone: BackboneConfig, shape: tuple[int, ...]
 ) -> tuple[Callable[[], Backbone], Callable[[], Backbone]]:
     return lambda: backbone.build(shape), lambda: backbone.stated(backbone.skeleton(shape))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigurationError(f"Expected a device such as cpu or cuda, received {name!r}.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"The device {name!r} was asked for, but PyTorch finds no GPU: use --device cpu.")
-    return device
 
 
 def _precision(name: str, device: torch.device) -> str:
@@ -242,6 +267,7 @@ def stream_record(stream: Stream) -> dict[str, Any]:
         "shape": list(stream.shape),
         "mean": list(stream.mean),
         "std": list(stream.std),
+        "pretrained": stream.pretrained,
         "test_transform": build_augmentation(stream.test_transform, stream.shape).to_spec(),
         "class_names": list(stream.class_names),
         "class_order": list(stream.class_order),
@@ -307,4 +333,5 @@ def _hollow_stream(record: dict[str, Any]) -> Stream:
         test_transform=record["test_transform"],
         setting=record["setting"],
         score=record["score"],
+        pretrained=record.get("pretrained", False),
     )

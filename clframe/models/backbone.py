@@ -44,12 +44,15 @@ class ChannelLayer:
         reads: The set of channels that it reads; None for the network's input.
         writes: The set of channels that it writes.
         norm: Name of the normalisation, channel by channel, of what it writes.
+        own: Whether what it writes comes from this layer and its norm alone, and reaches the readers of the set (the heads,
+            if it is the features) alone, each channel through an activation at most: no shortcut joins it.
     """
 
     module: str
     reads: str | None
     writes: str
     norm: str | None = None
+    own: bool = False
 
 
 class Backbone(nn.Module):

@@ -84,7 +84,9 @@ class PerceptronNet(Backbone):
             return ()
         names = [f"gates.{i}" for i in self._taps]
         reads = [None, *names][: len(names)]
-        return tuple(ChannelLayer(f"layers.{i}", r, n) for i, r, n in zip(self._taps, reads, names, strict=True))
+        return tuple(
+            ChannelLayer(f"layers.{i}", r, n, own=True) for i, r, n in zip(self._taps, reads, names, strict=True)
+        )
 
 
 class MLP(BackboneConfig):

@@ -216,7 +216,7 @@ class ResidualNet(Backbone):
         found = [ChannelLayer("conv1", None, "gate", "bn1")]
         for name, block in self._blocks():
             reads, inner, output = found[-1].writes, f"{name}.inner_gate", f"{name}.gate"
-            found.append(ChannelLayer(f"{name}.conv1", reads, inner, f"{name}.bn1"))
+            found.append(ChannelLayer(f"{name}.conv1", reads, inner, f"{name}.bn1", own=True))
             if block.downsample is not None:
                 found.append(ChannelLayer(f"{name}.downsample.0", reads, output, f"{name}.downsample.1"))
             found.append(ChannelLayer(f"{name}.conv2", inner, output, f"{name}.bn2"))

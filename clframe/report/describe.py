@@ -286,6 +286,7 @@ def needs_of(tags: Any) -> str:
         "needs_layernorm": "a backbone with LayerNorm",
         "needs_exemplars": "exemplars that a strategy in front of it keeps (replay+NAME)",
         "needs_batchnorm": "a backbone with BatchNorm",
+        "needs_own_channels": "a backbone that describes its channels",
     }
     facts = {
         "stores_samples": "keeps exemplars",
@@ -341,6 +342,10 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+_USUAL = {"scenario": "split_digits", "backbone": "mlp"}
+"""What stands in an example for a section inside another."""
+
+
 def _example(
     section: str, name: str, classes: Sequence[Any], stand_ins: Mapping[str, str] = MappingProxyType({})
 ) -> str:
@@ -355,8 +360,10 @@ def _example(
     command = f"clframe run --{section} {name}"
     common = {"epochs", "first_epochs", "loss_over", "source", "weights", "name", "valid_per_class"}
     fields = [f for cls in classes for f in fields_of(cls)]
+    nested = {s for cls in classes for s in getattr(cls, "sections", ())}
     given = {f.name: stand_ins[f.name] for f in fields if f.name in stand_ins and f.default != stand_ins[f.name]}
-    given |= {f.name: f.name.upper() for f in fields if not f.has_default and f.name not in given}
+    needed = [f.name for f in fields if not f.has_default and f.name not in given]
+    given |= {n: _USUAL[n] if n in nested else n.upper() for n in needed}
     command += "".join(f" {_typed(section, option)} {value}" for option, value in given.items())
     simple = (f for f in fields if f.name not in common and type(f.default) in (int, float))
     option = next(simple, None)

@@ -22,6 +22,7 @@ from clframe.evaluation import Columns
 from clframe.launch.build import build_setup
 from clframe.memory import ExemplarMemory
 from clframe.models import BackboneConfig
+from clframe.models.mlp import MLP
 from clframe.spec import fields_of
 from clframe.strategy import Batch, BegunPhase, Phase, Strategy, Tags
 from clframe.stream import Experience, Stream
@@ -206,7 +207,7 @@ class Bench:
 
     Args:
         strategy: What is tried; shortened, and never changed. One that needs another's exemplars is tried behind replay.
-        backbone: By default `TinyBackbone`.
+        backbone: By default `TinyBackbone`; for a strategy that needs described channels a perceptron.
     """
 
     def __init__(self, strategy: Strategy, backbone: BackboneConfig | None = None) -> None:
@@ -217,8 +218,9 @@ class Bench:
             strategy = Composite(parts=[registry.load("strategy", "replay")(), strategy])
         self.given = strategy
         self.strategy = shortened(strategy)
-        self.backbone = backbone or TinyBackbone()
         self.tags = tags_of(strategy)
+        described = isinstance(self.tags, Tags) and self.tags.needs_own_channels
+        self.backbone = backbone or (MLP(hidden=[8, 8]) if described else TinyBackbone())
         self.name = "+".join(type(s).__name__ for s in leaves(strategy))
 
     def stream(self, **options: Any) -> Stream:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clframe.config import RunOptions
 from clframe.data.root import DataRoot
 from clframe.errors import ContractError
+from clframe.launch.services import EngineServices
 from clframe.scenario import Scenario, settings_of
 from clframe.stream import SampleTable, Stream
 from clframe.testing import check as common
@@ -39,7 +41,9 @@ class Built:
 
     def build(self) -> Stream:
         """Make the stream of a fresh copy."""
-        return self.scenario.replace().build(self.root)
+        fresh = self.scenario.replace()
+        fresh.bind(EngineServices(RunOptions()))
+        return fresh.build(self.root)
 
 
 def construction_reads_nothing(built: Built) -> None:

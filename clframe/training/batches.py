@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from clframe.training.seeds import RandomStreams
 
 __all__ = ["BatchMaker", "sample_bytes", "split_batches"]
 
+T = TypeVar("T")
 Place = tuple[Experience, str, int, int, int]
 """Where a batch is drawn: experience, phase, epoch, step, steps in the epoch."""
 
@@ -28,6 +30,14 @@ def split_batches(ids: Tensor, batch_size: int) -> list[Tensor]:
         last = parts.pop()
         parts[-1] = torch.cat([parts[-1], last])
     return parts
+
+
+def _passes(draw: Callable[[], list[T]], steps: int | None) -> list[T]:
+    """Return the batches of one pass, or so many of as many passes as it takes; of no data there are none."""
+    parts = draw()
+    while steps is not None and 0 < len(parts) < steps:
+        parts += draw()
+    return parts[:steps]
 
 
 class BatchMaker:
@@ -106,15 +116,24 @@ class BatchMaker:
         epoch: int,
         rng: RandomStreams,
         first_step: int = 0,
+        steps: int | None = None,
     ) -> Iterator[Batch]:
-        """Draw the order of an epoch now, and return its batches, from `first_step` on when a run is resumed inside it."""
+        """Draw the order of an epoch now, and return its batches, from `first_step` on when a run is resumed inside it.
+
+        An epoch of `steps` batches is cut off there, or begins the data anew, in another order, as often as it takes.
+        """
         size = view.batch_size or batch_size
         place = (experience, phase, epoch)
         if isinstance(view, TensorView):
-            parts = split_batches(torch.randperm(len(view), generator=rng("order")), size)
-            return self._tensor_batches(view, parts, first_step, place)
+            order = _passes(lambda: split_batches(torch.randperm(len(view), generator=rng("order")), size), steps)
+            return self._tensor_batches(view, order, first_step, place)
+        parts = _passes(lambda: self._epoch_parts(view, size, rng), steps)
+        return self._image_batches(view, [i for i, _ in parts], [t for _, t in parts], first_step, place, rng)
+
+    def _epoch_parts(self, view: DataView, size: int, rng: RandomStreams) -> list[tuple[Tensor, Tensor]]:
+        """Return the ids and labels of every batch of one pass."""
         ids, targets = self._epoch_order(view, rng)
-        return self._image_batches(view, split_batches(ids, size), split_batches(targets, size), first_step, place, rng)
+        return list(zip(split_batches(ids, size), split_batches(targets, size), strict=True))
 
     def _image_batches(
         self,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clframe.data.augment import Augmentation, Pipeline, ToInput
 from clframe.errors import ConfigurationError
@@ -20,9 +20,9 @@ from clframe.training.feature_cache import FeatureCache, features_dir
 from clframe.training.recipe import Recipe
 from clframe.training.seeds import RandomStreams, isolated
 
-__all__ = ["Context", "Setup"]
+__all__ = ["STATISTICS_BATCH", "Context", "Setup", "cache_key", "input_statistics"]
 
-_STATISTICS_BATCH = 512
+STATISTICS_BATCH = 512
 """Samples per forward pass for features: not the scoring batch size, on which no bit of a run may depend."""
 
 
@@ -39,6 +39,7 @@ class Setup:
         recipe: Of the main phase and, changed, of the others.
         first_recipe: Of the first experience.
         batch_size: Samples per step.
+        steps: Optimiser steps of every experience, for a run of equal budgets; None means whole passes over the data.
         eval_batch_size: Samples per forward pass when scoring.
         seed: Of everything random, unless one of the next two says otherwise.
         init_seed: Of initialisation and growth.
@@ -62,6 +63,7 @@ class Setup:
     recipe: Recipe
     first_recipe: Recipe | None = None
     batch_size: int = 64
+    steps: tuple[int, ...] | None = None
     eval_batch_size: int = 512
     seed: int = 0
     init_seed: int | None = None
@@ -102,11 +104,12 @@ class Context:
         self.sample_bytes = sample_bytes(setup.stream.shape)
         self.pretrained = setup.pretrained
         self.input_shape = setup.stream.shape
+        self.optimizer: torch.optim.Optimizer | None = None  # of the phase that trains now
         self.presented = 0  # samples that the strategy asked for beside the trainer's batches, not counted yet
         self.streams = RandomStreams(setup.seed, setup.init_seed, setup.data_seed)
         self.experience = setup.stream.experiences[0]
         self.network = self.fresh_network()
-        to_input = ToInput(*_statistics(self.network, setup.stream))
+        to_input = ToInput(*input_statistics(cast(Backbone, self.network.branches[0]), setup.stream))
         self.train_maker = BatchMaker(
             setup.stream.train, to_input, setup.device, setup.augmentation, setup.test_transform
         )
@@ -182,8 +185,8 @@ class Context:
         model.eval()
         try:
             if cache is not None and len(ids):
-                return cache.get(self.train_maker, ids, _STATISTICS_BATCH, lambda x: model.features(x).float())
-            parts = [model.features(b.x).float() for b in self.batches(ids, _STATISTICS_BATCH)]
+                return cache.get(self.train_maker, ids, STATISTICS_BATCH, lambda x: model.features(x).float())
+            parts = [model.features(b.x).float() for b in self.batches(ids, STATISTICS_BATCH)]
         finally:
             for module, mode in modes:  # one by one: a phase may keep some modules in eval mode
                 module.training = mode
@@ -212,6 +215,13 @@ class Context:
             self._task_classes = table.to(self.device)
         return self._task_classes[task_ids]
 
+    def forget_moments(self, parameter: nn.Parameter, dim: int, index: Tensor) -> None:
+        """Set the optimiser's running averages of some entries of a parameter to zero; a count of its steps stays."""
+        state = {} if self.optimizer is None else self.optimizer.state.get(parameter, {})
+        for average in state.values():
+            if isinstance(average, Tensor) and average.dim() and average.shape == parameter.shape:
+                average.index_fill_(dim, index, 0)
+
 
 class _Caches:
     """The feature caches of the network that a run has now."""
@@ -225,9 +235,11 @@ class _Caches:
         setup = self.setup
         if not setup.feature_cache or setup.dry or setup.device.type == "meta" or not network.backbone_frozen:
             return None
+        if not any(True for _ in network.branches.parameters()):  # nothing is computed
+            return None
         branches = [fingerprint(branch) for branch in network.branches]
         way = [maker.to_input.mean, maker.to_input.std, maker.test_transform, setup.stream.shape]
-        key = None if None in branches else fingerprint(branches, way, _arithmetic(setup, precision))
+        key = None if None in branches else cache_key(branches, way, setup.device, setup.channels_last, precision)
         if key is None:
             return None
         if key not in self._found:
@@ -246,25 +258,29 @@ class _Caches:
         return self._own
 
 
-def _arithmetic(setup: Setup, precision: str) -> list[Any]:
-    """What decides in how many digits features are computed, and by whose kernels."""
+def cache_key(
+    branches: Sequence[str | None], way: Sequence[Any], device: torch.device, channels_last: bool, precision: str
+) -> str | None:
+    """Return the name of the cache of some features, None where it can't be told.
+
+    Args:
+        branches: Fingerprint of every branch of the network.
+        way: What images pass through on their way into it.
+        device: Where features are computed; with the next two it decides in how many digits, and by whose kernels.
+        channels_last: Whether convolutions keep channels last.
+        precision: `fp32`, or the type of automatic mixed precision.
+    """
     cuda = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    return [
-        precision,
-        setup.device.type,
-        setup.channels_last,
-        torch.__version__,
-        *(cuda if setup.device.type == "cuda" else ()),
-    ]
+    arithmetic = [precision, device.type, channels_last, torch.__version__, *(cuda if device.type == "cuda" else ())]
+    return fingerprint(list(branches), list(way), arithmetic)
 
 
-def _statistics(network: Network, stream: Stream) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def input_statistics(backbone: Backbone, stream: Stream) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and deviation by which images are normalised: the backbone's where it states them, else the data's.
 
     Raises:
         ConfigurationError: The backbone's don't fit the images' channels.
     """
-    backbone = cast(Backbone, network.branches[0])
     mean, std = backbone.input_mean, backbone.input_std
     if len(stream.shape) != 3 or (mean is None and std is None):
         return stream.mean, stream.std

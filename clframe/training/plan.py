@@ -27,9 +27,12 @@ def plan_phases(trainer: Trainer) -> list[dict[str, Any]]:
         for experience in trainer.setup.stream.experiences:
             current = trainer.begin_experience(experience)
             streams.enter("phases", experience.index)
-            for number, phase in enumerate(trainer.check_phases(strategy.phases(current))):
+            phases = trainer.check_phases(strategy.phases(current))
+            budgets = trainer.epoch_steps(current, phases)
+            for number, (phase, budget) in enumerate(zip(phases, budgets, strict=True)):
                 begun = trainer.begin_phase(current, number, phase, start=True)
-                steps = phase.epochs * trainer.steps_per_epoch(begun.data)
+                whole = trainer.steps_per_epoch(begun.data)
+                steps = phase.epochs * whole if budget is None or not whole else sum(budget)
                 row = {"experience": experience.index + 1, "phase": phase.name, "samples": len(begun.data)}
                 rows.append({**row, "epochs": phase.epochs, "steps": steps})
                 if phase.on_end is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clframe.composite import leaves
-from clframe.errors import ContractError, TrainingError
+from clframe.errors import ConfigurationError, ContractError, TrainingError
 from clframe.evaluation import Columns, evaluate
 from clframe.strategy import BegunPhase, DataView, ParameterGroup, Phase, Strategy, TensorView
 from clframe.stream import Experience
@@ -132,10 +133,13 @@ class Trainer:
         self.context.experience = experience
         self.context.streams.enter("phases", experience.index)
         phases = self.check_phases(self.strategy.phases(experience))
-        steps = sum(p.epochs * self.steps_per_epoch(p.data) for p in phases if not callable(p.data))
+        budgets = self.epoch_steps(experience, phases)
+        steps = sum(sum(b) for b in budgets if b is not None)
+        if self.setup.steps is None:
+            steps = sum(p.epochs * self.steps_per_epoch(p.data) for p in phases if not callable(p.data))
         self.recorder.event("experience", {"experience": experience.index + 1, "steps": steps})
         for number in range(self.position.phase, len(phases)):
-            self._phase(experience, number, phases[number])
+            self._phase(experience, number, phases[number], budgets[number])
         started = time.monotonic()
         self.context.streams.enter("after", experience.index)
         self.strategy.network.eval()
@@ -195,6 +199,26 @@ class Trainer:
         """Return the optimiser steps of an epoch of some data."""
         return self.context.train_maker.steps_per_epoch(data, self.setup.batch_size)
 
+    def epoch_steps(self, experience: Experience, phases: Sequence[Phase]) -> list[list[int] | None]:
+        """Return the steps of every epoch of every phase where the run states a budget, None for whole passes.
+
+        The budget is spread evenly over the epochs of all phases in turn, so that methods that train on more or less data
+        take the same number of steps, and pass through their learning rates at the same pace.
+
+        Raises:
+            ConfigurationError: There are fewer steps than epochs.
+        """
+        if self.setup.steps is None or not phases:
+            return [None] * len(phases)
+        total, count = self.setup.steps[experience.index], sum(p.epochs for p in phases)
+        if total < count:
+            raise ConfigurationError(
+                f"steps_per_experience: expected at least a step for each of the {count} epochs of experience "
+                f"{experience.index + 1}, received {total}: raise it, or lower the epochs."
+            )
+        each = iter([total * (i + 1) // count - total * i // count for i in range(count)])
+        return [list(itertools.islice(each, phase.epochs)) for phase in phases]
+
     def begin_phase(self, experience: Experience, number: int, phase: Phase, start: bool) -> BegunPhase:
         """Call the hook that begins a phase (not when it is resumed inside) and make what was left for later."""
         if start and phase.on_start is not None:
@@ -205,11 +229,12 @@ class Trainer:
 
     # -- a phase ----------------------------------------------------------------------------------------------------
 
-    def _phase(self, experience: Experience, number: int, phase: Phase) -> None:
+    def _phase(self, experience: Experience, number: int, phase: Phase, steps: list[int] | None) -> None:
         """Train one phase, from the current epoch and step on."""
         resumed, self._resumed = self._resumed, None
         self.position.phase = number
         begun = self.begin_phase(experience, number, phase, start=resumed is None)
+        begun = dataclasses.replace(begun, steps=steps)
         groups = begun.parameters or [ParameterGroup(list(self.strategy.network.parameters()))]
         recipe = self.context.recipe(experience, phase.optimizer)
         with _only_training(self.strategy.network, groups) as self._flags, contextlib.ExitStack() as modes:
@@ -218,6 +243,8 @@ class Trainer:
             optimizer = recipe.build([_trainable(g) for g in groups])
             if resumed is not None and resumed["optimizer"] is not None:
                 optimizer.load_state_dict(resumed["optimizer"])
+            self.context.optimizer = optimizer
+            modes.callback(setattr, self.context, "optimizer", None)
             stepper = Stepper(self.setup, self.strategy, begun, recipe, optimizer)
             if resumed is not None and resumed["scaler"] is not None:
                 stepper.scaler.load_state_dict(resumed["scaler"])
@@ -244,10 +271,9 @@ class Trainer:
         else:
             self.strategy.before_epoch(phase, epoch)
         stepper.begin_epoch(epoch)
-        maker = self.context.train_maker
-        batches = maker.epoch(
-            begun.data, self.setup.batch_size, experience, phase.name, epoch, self.context.streams, first_step
-        )
+        maker, size = self.context.train_maker, self.setup.batch_size
+        steps = None if begun.steps is None else begun.steps[epoch]
+        batches = maker.epoch(begun.data, size, experience, phase.name, epoch, self.context.streams, first_step, steps)
         if first_step and resumed is not None:  # the epoch's order is drawn again; from here the generators continue
             self.context.streams.load_state_dict(resumed["random"])
         shown = first_step

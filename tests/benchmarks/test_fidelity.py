@@ -114,3 +114,12 @@ def test_the_command_writes_what_it_prints(
     kept = json.loads((tmp_path / "fidelity.json").read_text())["comparisons"]
     assert [c["what"] for c in kept] == ["first", "average", "last"]
     assert capsys.readouterr().out.count("| wa | nme |") == 3
+
+
+def test_the_first_experience_is_compared_over_the_seeds_that_trained_it_alone(fidelity: ModuleType) -> None:
+    heads = {h: {"curve": [0.4, 0.3, 0.3, 0.2, 0.2]} for h in ("classifier", "nme")}
+    rows = [{"method": "replay", "batch_size": 128, "seed": s, "heads": heads} for s in (0, 1)]
+    found = fidelity.comparisons(rows, {"replay 128": {"0": 40.0, "1": 40.0, "2": 25.0, "3": 31.0}})
+    first = {c.head: c for c in found if c.what == "first"}
+    assert (first["classifier"].seeds, first["classifier"].ours) == (4, pytest.approx(34.0))
+    assert (first["nme"].seeds, first["nme"].ours) == (2, pytest.approx(40.0))

@@ -86,7 +86,11 @@ def test_a_scenario_says_what_its_streams_may_be(name: str) -> None:
     assert all(s in text.split("Settings: ")[1].split("\n")[0] for s in found)
     values = parse_overrides(shlex.split(scenario_example(name))[2:])
     for setting in found:
-        section = {**values["scenario"], **({"setting": setting} if len(found) > 1 else {})}
+        section, chosen = dict(values["scenario"]), {"setting": setting} if len(found) > 1 else {}
+        if "scenario" in cls.sections:  # the setting is that of the scenario inside
+            section["scenario"] = {"name": section["scenario"], **chosen}
+        else:
+            section.update(chosen)
         assert clframe.open_scenario(section).setting == setting
 
 

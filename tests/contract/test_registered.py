@@ -47,6 +47,12 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("si", {"damping": 0.001, "strength": 0.1}),
     ("mas", {"samples": 5}),
     ("l2_anchor", {"from_start": True}),
+    ("l2_init", {"strength": 0.1}),
+    ("replay+l2_init", {}),
+    ("shrink_perturb", {"shrink": 0.0, "perturb": 1.0}),
+    ("shrink_perturb+replay", {}),
+    ("redo", {"every": 2, "threshold": 0.9}),
+    ("replay+redo", {"every": 3, "threshold": 0.5}),
     ("predkd", {"form": "sigmoid", "loss_over": "experience"}),
     ("featkd", {"stages": True}),
     ("bce", {"loss_over": "seen"}),
@@ -72,7 +78,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("wa", {"clamp": False}),
     ("bic", {"budget": "per_class", "memory_size": 3, "nme": False}),
     ("podnet", {"nca": "public", "imprint": False, "freeze_old": False}),
-    ("podnet", {"hinge": True, "flat_weight": 0.0, "budget": "per_class", "memory_size": 2}),
+    ("podnet", {"flat_weight": 0.0, "budget": "per_class", "memory_size": 2}),
     ("replay+ewc", {}),
     ("lwf+ewc", {}),
     ("bic+ewc", {"strength": 1.0}),
@@ -107,6 +113,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "imagenet_subset": {"size": 8, "crop": 6},
     "superclass_domains": {"hierarchy": EVEN_ODD},
     "multi_dataset": {"sources": ["digits", "digits"]},
+    "feature_stream": {"scenario": "split_digits", "backbone": {"name": "mlp", "hidden": [6]}},
 }
 """What a scenario needs beside a source and a number of experiences."""
 
@@ -119,6 +126,16 @@ SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("split", {"experiences": 1}),
     ("permuted", {"first": False, "images": "shares", "setting": "class", "experiences": 3}),
     ("rotated", {"setting": "task", "experiences": 3, "valid_per_class": 2}),
+    ("corrupted", {"corruptions": ["fog"], "severity": [0, 2, 5], "experiences": 3, "images": "shares"}),
+    ("corrupted", {"corruptions": ["jpeg_compression", "pixelate"], "experiences": 2, "setting": "task"}),
+    ("time_ordered", {"drift": "gaussian_noise", "experiences": 6, "setting": "task"}),
+    (
+        "feature_stream",
+        {
+            "scenario": {"name": "rotated", "setting": "task", "experiences": 2},
+            "backbone": {"name": "resnet8", "width": 4},
+        },
+    ),
     ("si_blurry", {"classes": 8, "num_tasks": 2, "evaluate_every": 100, "valid_per_class": 3}),
     ("i_blurry", {"disjoint_percent": 0, "blurry_percent": 100, "online": False}),
     ("gaussian_schedule", {"width": 0.0, "evaluate_every": 300}),
@@ -149,7 +166,7 @@ def scenarios() -> list[Scenario]:
         found.append(resolve({"scenario": {"name": name, **options}}).scenario)
         assert isinstance(found[-1], cls)
     for name, options in SCENARIOS:
-        sourced = {} if name in ("sandbox", "multi_dataset") else {"source": "digits"}
+        sourced = {} if name in ("sandbox", "multi_dataset", "feature_stream") else {"source": "digits"}
         found.append(resolve({"scenario": {"name": name, **sourced, **options}}).scenario)
     synthetic: list[dict[str, Any]] = [
         {},

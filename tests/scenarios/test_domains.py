@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from clframe.data import DataRoot
+import clframe
+from clframe.data import Arrays, DataRoot
+from clframe.data.corruptions import CORRUPTIONS, Corruption
 from clframe.data.domains import Identity, Permutation, Rotation
 from clframe.errors import ConfigurationError
+from clframe.scenarios.corrupted import Corrupted
 from clframe.scenarios.permuted import Permuted
 from clframe.scenarios.rotated import Rotated
+from clframe.scenarios.time_ordered import TimeOrdered
 
 SMALL = {"train_per_class": 6, "test_per_class": 3, "experiences": 3}
 
@@ -98,3 +102,75 @@ def test_angles():
     assert all(0 <= a < 180 for a in drawn)
     with pytest.raises(ConfigurationError, match="one angle for each of 3 experiences, received 2"):
         built(Rotated, degrees=[10.0, -5.0])
+
+
+# ---- corruptions
+
+
+def test_every_experience_shows_its_corruption_the_same_in_each_epoch():
+    stream = built(Corrupted)
+    clean = built(Rotated, degrees=0.0)
+    for e, plain, name in zip(stream.experiences, clean.experiences, CORRUPTIONS, strict=False):
+        shown = stream.train.gather(e.train)
+        assert torch.equal(shown, Corruption(name, 3)(clean.train.gather(plain.train)))
+        assert torch.equal(shown[[5, 3]], stream.train.gather(e.train[[5, 3]]))
+    assert stream.fingerprint[:16] == "89900737f0f70851"
+    assert built(Corrupted, domain_seed=1).fingerprint != stream.fingerprint
+
+
+def test_one_corruption_of_rising_severity():
+    stream = built(Corrupted, corruptions=["fog"], severity=[0, 2, 5])
+    assert [t.spec() for t in stream.train.transforms] == [
+        {"name": "identity"},
+        {"name": "corruption", "corruption": "fog", "severity": 2, "seed": 0},
+        {"name": "corruption", "corruption": "fog", "severity": 5, "seed": 0},
+    ]
+
+
+def test_corruptions_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigurationError, match=r"received 'fogg'\. Did you mean 'fog'\?"):
+        built(Corrupted, corruptions=["fogg"])
+    with pytest.raises(ConfigurationError, match=r"scenario.severity: expected one value, or one for each of 3 exp"):
+        built(Corrupted, severity=[1, 2])
+    with pytest.raises(ConfigurationError, match="16 experiences, received 14"):
+        built(Corrupted, experiences=16)
+    with pytest.raises(ConfigurationError, match="saturate can't be applied to images of 1 channels"):
+        built(Corrupted, corruptions=["saturate"])
+    x, y = np.zeros((4, 5), dtype=np.float32), np.arange(4)
+    features = Arrays(x_train=x, y_train=y, x_test=x, y_test=y).open(DataRoot.resolve())
+    with pytest.raises(ConfigurationError, match="corruptions expect images, received features of length 5"):
+        Corrupted().cut(features)
+
+
+# ---- time
+
+
+def test_drift_grows_and_every_step_has_images_of_its_own():
+    stream = built(TimeOrdered, train_per_class=7)
+    assert [t.spec()["degrees"] for t in stream.train.transforms] == [0, 45, 90]
+    rows = torch.cat([stream.train.rows[e.train] for e in stream.experiences])
+    assert len(rows.unique()) == len(rows) == 70
+    assert all(torch.equal(stream.test.rows[t.test], stream.test.rows[stream.tasks[0].test]) for t in stream.tasks)
+    assert stream.fingerprint[:16] == "8824558a405809fd"
+    fog = built(TimeOrdered, drift="fog", domain_seed=2)
+    assert [t.spec().get("severity", 0) for t in fog.train.transforms] == [0, 1, 2]
+    assert [t.spec() for t in built(TimeOrdered, experiences=1).train.transforms] == [
+        {"name": "rotation", "degrees": 0}
+    ]
+
+
+def test_drifts_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigurationError, match="at most 6 for a corruption"):
+        built(TimeOrdered, drift="fog", experiences=7)
+    with pytest.raises(ConfigurationError, match=r"scenario\.drift: expected one of .* Did you mean 'rotation'"):
+        built(TimeOrdered, drift="rotatoin")
+
+
+def test_every_model_is_scored_on_all_steps_at_one_budget(tmp_path):
+    scenario = {"name": "time_ordered", "experiences": 3, "train_per_class": 9, "test_per_class": 3}
+    options = {"steps_per_experience": 6, "evaluate_future": True, "epochs": 2, "progress": False}
+    for strategy in ("finetune", "cumulative"):
+        made = clframe.run(scenario=scenario, strategy=strategy, run_dir=tmp_path / strategy, **options)
+        assert made.result["counters"]["steps"] == 18
+        assert np.isfinite(made.matrix()[1:]).all()  # row 0 has no class yet
+        assert made.matrix().shape[1] == 3

@@ -50,7 +50,7 @@ def nca_of(z: np.ndarray, y: np.ndarray, margin: float, public: bool) -> float:
             kept[label] = 0
             total += -shifted[label] + np.log(np.exp(kept).sum())
         else:
-            total += -(row[label] - margin) + np.log(others)
+            total += max(0.0, -(row[label] - margin) + np.log(others))
     return total / len(z)
 
 
@@ -82,8 +82,26 @@ def test_the_loss_and_its_gradient(make, form):
     }
     assert min(spatial, flat) > 1e-4
     assert {n: v.item() for n, v in strategy.loss_terms(batch).items()} == pytest.approx(expected, rel=1e-5)
-    parameters = list(strategy.network.parameters())
+    scale = strategy.network.classifier.scale
+    parameters = [p for p in strategy.network.parameters() if p is not scale]
     assert_gradients(lambda: sum(strategy.loss_terms(batch).values()), parameters)
+
+
+@pytest.mark.parametrize("form", ["margin", "public"])
+def test_the_margin_sends_no_gradient_to_the_scale(make, form):
+    trial = make(PODNet(nca=form, **SHORT), **HEAD)
+    batch = ready_to_train(trial)
+    strategy, values = trial.strategy, []
+    scale = strategy.network.classifier.scale
+    scale.grad = None
+    strategy.loss_terms(batch)["classification"].backward()
+    margin = 0.6 * scale.item()
+    for shift in (1e-5, -2e-5):
+        with torch.no_grad():
+            scale += shift
+            z = strategy.network(batch.x).logits.numpy()
+        values.append(nca_of(z, batch.y.numpy(), margin, form == "public"))
+    assert scale.grad.item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4)
 
 
 @pytest.mark.parametrize("group", [[0, 1], [1, 2, 3]])
@@ -326,7 +344,10 @@ def test_what_cannot_work_is_refused_before_the_run(make, strategy, options, sai
         make(strategy, **options)
 
 
-def test_it_beats_fine_tuning_on_digits(make, digits):
+@pytest.mark.parametrize("form", ["margin", "public"])
+def test_it_beats_fine_tuning_on_digits(make, digits, form):
     options = {"epochs": 5, "batch_size": 32, "backbone": "mlp"}
     plain = make(Finetune(), digits(), **options).run().final_accuracy()
-    assert make(PODNet(), digits(), **options).run().final_accuracy() > plain + 0.4
+    trial = make(PODNet(nca=form, balanced_epochs=5), digits(), **options).run()
+    assert trial.final_accuracy() > plain + 0.5
+    assert trial.strategy.network.classifier.scale.item() > 2  # near stays near: the scale has grown, and not sunk
