@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -55,7 +54,6 @@ class ClassRepetition(SourceScenario):
         found = self.material(data)
         parts = self._by_slots(found) if self.generator == "slots" else self._by_sampling(found)
         stream = sequence_stream(found, parts, name=self.title("class_repetition"), augmentation=self.augmentation)
-        stream = dataclasses.replace(stream, boundaries=True)
         stream.check()
         return stream
 
