@@ -18,6 +18,7 @@ from clframe.metrics.catalogue import CATALOGUE, Metric
 from clframe.metrics.compute import MetricReport, compute_all, compute_from_predictions
 from clframe.metrics.cube import RESTRICTIONS, AccuracyCube
 from clframe.metrics.decomposition import Decomposition, decompose, head_norm_ratio, task_confusion
+from clframe.metrics.measured import Measured
 from clframe.metrics.per_class import (
     anytime_accuracy,
     forgetting_class_last,
@@ -58,6 +59,7 @@ __all__ = [
     "AccuracyCube",
     "Decomposition",
     "Difference",
+    "Measured",
     "Metric",
     "MetricReport",
     "Predictions",
