@@ -24,6 +24,7 @@ from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import read_checkpoint, restore_strategy, unpack
 from clframe.training.context import Context, Setup
 from clframe.training.measures import instruments_for
+from clframe.training.ranks import ALONE, Ranks
 
 __all__ = ["build_setup", "check_fit", "load_strategy", "open_stream", "stream_record"]
 
@@ -37,14 +38,25 @@ def open_stream(config: RunConfig, data_root: Any, download: bool) -> Stream:
     return EngineServices(config.options).build(config.scenario, DataRoot.resolve(data_root), download=download)
 
 
-def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setup:
+def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False, ranks: Ranks = ALONE) -> Setup:
     """Make the objects of a run; nothing is trained yet.
+
+    Args:
+        config: The checked configuration.
+        stream: The scenario's.
+        dry: Make phases and count steps, but compute nothing.
+        ranks: This process among those of the run.
 
     Raises:
         ConfigurationError: The parts don't fit each other or the machine.
     """
     options = config.options
     device = choose_device(options.device)
+    if options.batch_size < ranks.count:
+        raise ConfigurationError(
+            f"batch_size: expected at least a sample for each of the {ranks.count} processes, received {options.batch_size}: "
+            "raise it, or start fewer."
+        )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     augmentation, test_transform = _transforms(config, stream)
@@ -75,6 +87,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         feature_cache=options.feature_cache == "auto",
         evaluate_future=options.evaluate_future,
         instruments=instruments_for(options.measure),
+        ranks=ranks,
         dry=dry,
     )
 

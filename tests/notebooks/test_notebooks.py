@@ -30,7 +30,9 @@ def test_notebook_and_script_have_the_same_cells(script: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 def test_notebook_runs(script: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
     client.execute()  # raises with the cell's source and the error
     shown = [o for c in notebook.cells for o in c.get("outputs", [])]
     assert not any(o.output_type == "stream" and o.name == "stderr" for o in shown), "something was printed to stderr"
