@@ -81,6 +81,7 @@ def summary_of(directory: RunDirectory) -> RunSummary:
     """Describe a run for tables, finished or not."""
     config, stream = directory.config, directory.stream
     done = max((int(e["experience"]) for e in directory.events() if e["event"] == "evaluation"), default=0)
+    result = directory.result if directory.finished else {}
     return RunSummary(
         directory=directory.path,
         scenario=str(config["scenario"]["name"]),
@@ -88,14 +89,25 @@ def summary_of(directory: RunDirectory) -> RunSummary:
         strategy=str(config["strategy"]["name"]),
         backbone=str(config["backbone"]["name"]),
         seed=int(config["seed"]),
-        metrics=directory.result["values"] if directory.finished else {},
+        metrics=result.get("values", {}),
         finished=directory.finished,
         settings={k: v for k, v in config.items() if k not in ("seed", "init_seed", "data_seed")},
         progress=f"{done} of {len(stream['experiences'])} experiences",
         score=str(stream["score"]),
         higher_is_better=stream["score"] == "accuracy",
         restriction="local" if stream["setting"] == "task" else "global",
+        measured=result.get("run", {}),
+        counters=result.get("counters", {}),
+        absent=result.get("absent", {}),
+        environment=_optional(directory.path / "environment.json") or {},
+        representation=_optional(directory.path / "representation.json"),
+        read_matrix=Run(directory).matrix if done else None,
     )
+
+
+def _optional(file: Path) -> Any:
+    """The content of a file that not every run has; None without it."""
+    return read_json(file) if file.is_file() else None
 
 
 class Run:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MIN_SEEDS", "Difference", "corrected", "holm", "paired_difference", "shown_p", "student_quantile"]
+__all__ = ["MIN_SEEDS", "Difference", "corrected", "holm", "paired_difference", "student_quantile"]
 
 MIN_SEEDS = 3
 """With fewer seeds no difference counts as supported."""
@@ -47,35 +47,6 @@ class Difference:
     def supported(self) -> bool:
         """Whether at least three seeds stand behind it and its (corrected) p value is below 1 - level."""
         return self.n >= MIN_SEEDS and self.adjusted < 1 - self.level
-
-    def statement(self, scale: float = 1.0, digits: int = 4) -> str:
-        """The difference in words.
-
-        Args:
-            scale: Factor of the shown numbers, 100 for percent.
-            digits: Decimals.
-        """
-        how = f"paired over {self.n} seeds" if self.paired else f"unpaired, at least {self.n} seed(s) each"
-        verdict = "supported" if self.supported else "not supported"
-        if math.isnan(self.mean):
-            return f"no difference can be given ({how})"
-        shown = f"{scale * self.mean:+.{digits}f}"
-        if math.isnan(self.low):
-            return f"{shown}, {verdict}: too few seeds for an interval ({how})"
-        ends = f"{scale * self.low:+.{digits}f} to {scale * self.high:+.{digits}f}"
-        few = f", and {MIN_SEEDS} seeds are the least" if self.n < MIN_SEEDS else ""
-        many = f", corrected for {self.comparisons} comparisons p {shown_p(self.adjusted)}"
-        after = many if self.comparisons > 1 and not few else ""
-        return f"{shown}, {verdict}: {self.level:.0%} interval {ends}, p {shown_p(self.p)}{after} ({how}{few})"
-
-
-def shown_p(p: float) -> str:
-    """A p value with its sign of relation.
-
-    >>> shown_p(0.0312), shown_p(0.00002)
-    ('= 0.031', '< 0.001')
-    """
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def paired_difference(

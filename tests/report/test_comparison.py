@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from clframe.errors import ConfigurationError
-from clframe.report import Estimate, RunSummary, compare, html_card
+from clframe.report import Comparison, Estimate, RunSummary, compare, html_card
 
 
 def run(strategy, seed, value, **changes):
@@ -22,20 +22,21 @@ def runs(strategy, values, **changes):
     return [run(strategy, seed, value, **changes) for seed, value in enumerate(values)]
 
 
-def column(table, title):
+def column(comparison, title):
+    table = comparison.table if isinstance(comparison, Comparison) else comparison
     place = [c.title for c in table.heads].index(title)
     return [row[place] for row in table.rows]
 
 
 def test_groups_mean_and_sample_deviation():
-    table = compare(runs("ewc", [0.2, 0.3, 0.4]) + runs("replay", [0.7, 0.8, 0.9]))
-    assert column(table, "strategy") == ["replay", "ewc"]
-    assert column(table, "rank") == [1, 2]
-    assert column(table, "n") == [3, 3]
-    best = column(table, "final_accuracy")[0]
+    found = compare(runs("ewc", [0.2, 0.3, 0.4]) + runs("replay", [0.7, 0.8, 0.9]))
+    assert column(found, "strategy") == ["replay", "ewc"]
+    assert column(found, "rank") == [1, 2]
+    assert column(found, "n") == [3, 3]
+    best = column(found, "final_accuracy")[0]
     assert (best.mean, best.std) == pytest.approx((0.8, 0.1))
-    assert "80.00 ± 10.00" in table.to_text()
-    assert not any("not supported" in note for note in table.notes)
+    assert "80.00 ± 10.00" in found.render()
+    assert not any("not supported" in note for note in found.notes)
 
 
 def test_pairing_supports_what_spread_alone_would_hide():
@@ -43,35 +44,40 @@ def test_pairing_supports_what_spread_alone_would_hide():
     a, b = [0.2, 0.5, 0.8, 0.35], [0.25, 0.551, 0.849, 0.40]
     assert column(compare(runs("a", a) + runs("b", b)), "rank") == [1, 2]
     apart = [run("b", seed + 10, value) for seed, value in enumerate(b)]
-    table = compare(runs("a", a) + apart)
-    assert column(table, "rank") == [1, 1]
-    assert any("unpaired" in note and "not supported" in note for note in table.notes)
+    found = compare(runs("a", a) + apart)
+    assert column(found, "rank") == [1, 1]
+    assert "The seeds support no difference in final_accuracy between b and a." in found.notes
+    (note,) = [n for n in found.notes if "no seed in common" in n]
+    assert note.startswith("b and a have no seed in common, so their difference can't be taken seed by seed")
+    assert note.endswith("run them on equal seeds.")
 
 
 def test_unsupported_difference_shares_the_rank_and_is_said():
-    table = compare(
+    found = compare(
         runs("ewc", [0.2, 0.21, 0.19]) + runs("finetune", [0.2, 0.19, 0.2]) + runs("joint", [0.9, 0.91, 0.92])
     )
-    assert dict(zip(column(table, "strategy"), column(table, "rank"), strict=True)) == {
+    assert dict(zip(column(found, "strategy"), column(found, "rank"), strict=True)) == {
         "joint": 1,
         "ewc": 2,
         "finetune": 2,
     }
-    (note,) = [n for n in table.notes if "not supported" in n]
-    assert note.startswith("ewc versus finetune on final_accuracy [%]: +0.33, not supported: 95% interval")
-    assert "paired over 3 seeds" in note
+    assert "The seeds support no difference in final_accuracy between ewc and finetune." in found.notes
+    rows = {(row[0], row[1]): row for row in found.pairwise().rows}
+    assert rows["ewc", "finetune"][-1] == "no"
+    assert rows["joint", "ewc"][-1] == rows["joint", "finetune"][-1] == "yes"
 
 
 def test_too_few_seeds_never_rank_apart():
-    table = compare(runs("a", [0.1, 0.1]) + runs("b", [0.9, 0.9]))
-    assert column(table, "rank") == [1, 1]
-    assert sum("no difference to it is supported" in note for note in table.notes) == 2
+    found = compare(runs("a", [0.1, 0.1]) + runs("b", [0.9, 0.9]))
+    assert column(found, "rank") == [None, None]
+    assert column(found.pairwise(), "supported") == ["no: 2 seeds"]
+    assert sum("no difference to it is supported" in note for note in found.notes) == 2
 
 
 def test_smaller_is_better_where_the_catalogue_says_so():
-    table = compare(runs("a", [0.1, 0.12, 0.11]) + runs("b", [0.9, 0.91, 0.92]), metrics=["forgetting_max"])
-    assert column(table, "strategy") == ["b", "a"]
-    assert column(table, "rank") == [1, 2]
+    found = compare(runs("a", [0.1, 0.12, 0.11]) + runs("b", [0.9, 0.91, 0.92]), metrics=["forgetting_max"])
+    assert column(found, "strategy") == ["b", "a"]
+    assert column(found, "rank") == [1, 2]
 
 
 def test_scores_of_which_smaller_is_better():
@@ -82,59 +88,59 @@ def test_scores_of_which_smaller_is_better():
             made.append(run(strategy, seed, 0, metrics=metrics, score="mse", higher_is_better=False))
         return made
 
-    table = compare(error("a", [3.0, 3.1, 3.2]) + error("b", [1.0, 1.1, 1.2]), metrics=["final_accuracy"])
-    assert column(table, "strategy") == ["b", "a"]
-    assert table.heads[4].shown == "final_mse"
+    found = compare(error("a", [3.0, 3.1, 3.2]) + error("b", [1.0, 1.1, 1.2]), metrics=["final_accuracy"])
+    assert column(found, "strategy") == ["b", "a"]
+    assert found.table.heads[4].shown == "final_mse"
 
 
 def test_unlike_scenarios_are_not_ranked_against_each_other():
     other = {"scenario_hash": "def", "settings": {"strategy": {}, "epochs": 1, "scenario": {"experiences": 2}}}
     first = {"settings": {"strategy": {}, "epochs": 1, "scenario": {"experiences": 5}}}
-    table = compare(runs("a", [0.1, 0.12, 0.11], **first) + runs("b", [0.9, 0.91, 0.92], **other))
-    assert column(table, "rank") == [None, None]
-    assert column(table, "scenario") == ["split_digits (abc)", "split_digits (def)"]
-    assert "aren't ranked against each other; they differ in scenario.experiences: 5, 2." in table.notes[0]
+    found = compare(runs("a", [0.1, 0.12, 0.11], **first) + runs("b", [0.9, 0.91, 0.92], **other))
+    assert column(found, "rank") == [None, None]
+    assert column(found, "scenario") == ["split_digits (abc)", "split_digits (def)"]
+    assert "aren't ranked against each other; they differ in scenario.experiences: 5, 2." in found.notes[0]
 
 
 def test_unlike_scenarios_with_the_same_settings_are_still_unlike():
-    table = compare(runs("a", [0.1, 0.12, 0.11]) + runs("b", [0.9, 0.91, 0.92], scenario_hash="def"))
-    assert column(table, "rank") == [None, None]
-    assert "no setting that was kept" in table.notes[0]
+    found = compare(runs("a", [0.1, 0.12, 0.11]) + runs("b", [0.9, 0.91, 0.92], scenario_hash="def"))
+    assert column(found, "rank") == [None, None]
+    assert "no setting that was kept" in found.notes[0]
 
 
 def test_settings_make_groups_and_names():
     small = runs("replay", [0.5, 0.51, 0.52], settings={"strategy": {"memory_size": 200}, "epochs": 1})
     large = runs("replay", [0.7, 0.71, 0.72], settings={"strategy": {"memory_size": 500}, "epochs": 1})
-    table = compare(small + large)
-    assert column(table, "strategy") == ["replay (strategy.memory_size=500)", "replay (strategy.memory_size=200)"]
+    found = compare(small + large)
+    assert column(found, "strategy") == ["replay (memory_size=500)", "replay (memory_size=200)"]
     longer = runs("ewc", [0.1, 0.11, 0.12], settings={"strategy": {}, "epochs": 9})
-    assert any("differ in epochs" in note and "ewc: 9" in note for note in compare(small + longer).notes)
+    assert "Rows of split_digits differ in epochs (1: replay; 9: ewc)." in compare(small + longer).notes
 
 
 def test_unfinished_runs_are_shown_and_not_averaged():
     half = run("ewc", 7, 0.0, finished=False, progress="2 of 5 experiences")
-    table = compare([*runs("ewc", [0.2, 0.3, 0.4]), half, run("lwf", 0, 0.5, finished=False)])
-    assert column(table, "n") == [3, 0]
-    assert column(table, "state") == ["unfinished (seed 7: 2 of 5 experiences)", "unfinished (seed 0)"]
-    assert column(table, "final_accuracy")[0].mean == pytest.approx(0.3)
-    assert column(table, "final_accuracy")[1] is None
-    assert column(table, "rank") == [None, None]
+    found = compare([*runs("ewc", [0.2, 0.3, 0.4]), half, run("lwf", 0, 0.5, finished=False)])
+    assert column(found, "n") == [3, 0]
+    assert column(found, "state") == ["unfinished (seed 7: 2 of 5 experiences)", "unfinished (seed 0)"]
+    assert column(found, "final_accuracy")[0].mean == pytest.approx(0.3)
+    assert column(found, "final_accuracy")[1] is None
+    assert column(found, "rank") == [None, None]
 
 
 def test_a_missing_value_is_not_averaged_away():
     gone = run("ewc", 3, 0.5, metrics={"classifier": {"global": {}}})
-    table = compare([*runs("ewc", [0.2, 0.3, 0.4]), gone, *runs("b", [0.7, 0.8, 0.9])])
-    cells = dict(zip(column(table, "strategy"), table.cells(), strict=True))
+    found = compare([*runs("ewc", [0.2, 0.3, 0.4]), gone, *runs("b", [0.7, 0.8, 0.9])])
+    cells = dict(zip(column(found, "strategy"), found.table.cells(), strict=True))
     assert cells["ewc"][4] == "–"
-    assert isinstance(column(table, "final_accuracy")[0], Estimate)
+    assert isinstance(column(found, "final_accuracy")[0], Estimate)
 
 
 def test_seed_twice_is_said():
-    table = compare([run("a", 0, 0.1), run("a", 0, 0.1, directory="elsewhere"), run("a", 1, 0.2)])
-    assert column(table, "n") == [2]
-    assert any("more than once, with equal results" in note for note in table.notes)
-    table = compare([run("a", 0, 0.1), run("a", 0, 0.3, directory="elsewhere")])
-    assert any("different results" in note for note in table.notes)
+    found = compare([run("a", 0, 0.1), run("a", 0, 0.1, directory="elsewhere"), run("a", 1, 0.2)])
+    assert column(found, "n") == [2]
+    assert any("more than once, with equal results" in note for note in found.notes)
+    found = compare([run("a", 0, 0.1), run("a", 0, 0.3, directory="elsewhere")])
+    assert any("different results" in note for note in found.notes)
 
 
 def test_different_heads_are_said():
@@ -142,19 +148,19 @@ def test_different_heads_are_said():
     nme = [
         run("icarl", s, 0.9, metrics={"nme": {"global": values}, "classifier": {"global": values}}) for s in range(3)
     ]
-    table = compare(nme + runs("ewc", [0.1, 0.2, 0.3]))
-    assert any("different heads (classifier, nme)" in note for note in table.notes)
-    table = compare(nme + runs("ewc", [0.1, 0.2, 0.3]), head="classifier")
-    assert not any("different heads" in note for note in table.notes)
+    found = compare(nme + runs("ewc", [0.1, 0.2, 0.3]))
+    assert any("different heads (classifier, nme)" in note for note in found.notes)
+    found = compare(nme + runs("ewc", [0.1, 0.2, 0.3]), head="classifier")
+    assert not any("different heads" in note for note in found.notes)
 
 
 def test_restriction_is_said():
     values = {"local": {"final_accuracy": 0.9}, "global": {"final_accuracy": 0.1}}
-    table = compare(
+    found = compare(
         [run("a", s, 0, metrics={"h": values}) for s in range(3)], restriction="local", metrics=["final_accuracy"]
     )
-    assert column(table, "final_accuracy")[0].mean == pytest.approx(0.9)
-    assert any("use the task of the sample" in note for note in table.notes)
+    assert column(found, "final_accuracy")[0].mean == pytest.approx(0.9)
+    assert any("use the task of the sample" in note for note in found.notes)
 
 
 def test_nothing_to_compare():
@@ -176,8 +182,8 @@ def test_each_run_is_shown_by_its_primary_restriction():
     """A task-incremental run is judged among the classes of the sample's task, unless another restriction is asked for."""
     both = {"classifier": {"global": {"final_accuracy": 0.2}, "local": {"final_accuracy": 0.9}}}
     given = [run("lwf", seed, 0.0, metrics=both, restriction="local") for seed in range(3)]
-    table = compare(given, metrics=["final_accuracy"])
-    assert column(table, "final_accuracy")[0].mean == pytest.approx(0.9)
-    assert any("restricted (local)" in note for note in table.notes)
+    found = compare(given, metrics=["final_accuracy"])
+    assert column(found, "final_accuracy")[0].mean == pytest.approx(0.9)
+    assert any("restricted (local)" in note for note in found.notes)
     asked = compare(given, metrics=["final_accuracy"], restriction="global")
     assert column(asked, "final_accuracy")[0].mean == pytest.approx(0.2)
