@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clframe.report.comparison import Comparison, compare
+from clframe.report.compare import Comparison, compare
 from clframe.report.jupyter import html_card
 from clframe.report.plots import plot_curve, plot_matrices, plot_matrix
 from clframe.report.points import pareto_front, plot_differences, plot_points

@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 
 from clframe.metrics.catalogue import CATALOGUE
-from clframe.report.comparison import DEFAULT_METRICS
+from clframe.report.compare import DEFAULT_METRICS
 from clframe.report.summary import RunSummary
 
 __all__ = ["html_card"]

@@ -21,7 +21,7 @@ from clframe.report.tables import Cell, Column, Estimate, Table
 from clframe.tracking.files import to_json
 
 if TYPE_CHECKING:
-    from clframe.report.comparison import Comparison
+    from clframe.report.compare import Comparison
 
 __all__ = ["page"]
 
