@@ -60,6 +60,9 @@ class RunOptions(Configurable):
     evaluate_future: bool = field(
         default=False, help="Score unseen tasks and the untrained model too (forward transfer)."
     )
+    measure: str | list[str] = field(
+        default="default", help="What the run measures of itself while it trains: default, all, none, or names."
+    )
     keep_models: bool = field(default=False, help="Keep the checkpoint after every experience.")
     checkpoint_minutes: float = field(default=5.0, gt=0, unit="minutes", help="Longest time between two checkpoints.")
 

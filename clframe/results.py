@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clframe.errors import ConfigurationError, RunDirectoryError
-from clframe.metrics import AccuracyCube, MetricReport, Predictions, Tasks, compute_from_predictions
+from clframe.metrics import AccuracyCube, Measured, MetricReport, Predictions, Tasks, compute_from_predictions
 from clframe.report import RunSummary, html_card, plot_curve, plot_matrix
 from clframe.tracking.files import read_json
 from clframe.tracking.rundir import RunDirectory
@@ -53,7 +53,8 @@ def metrics_of(directory: RunDirectory, split: str = "test") -> MetricReport:
     """Compute every metric of a run from its kept predictions; no model is needed."""
     stream = directory.stream
     norms: dict[str, dict[int, ArrayLike]] = {}
-    for event in directory.events():
+    events = list(directory.events())
+    for event in events:
         if event["event"] == "evaluation":
             for head, values in event.get("head_norms", {}).items():
                 norms.setdefault(head, {})[int(event["experience"])] = values
@@ -64,6 +65,7 @@ def metrics_of(directory: RunDirectory, split: str = "test") -> MetricReport:
         score="squared_error" if error else "accuracy",
         higher_is_better=not error,
         head_norms=norms,
+        measured=Measured.from_events(events, len(stream["experiences"])),
     )
 
 
@@ -144,7 +146,7 @@ class Run:
     def report(self) -> MetricReport:
         """Every metric, with the reasons of those that the run can't give."""
         result = self.result
-        return MetricReport(values=result["values"], absent=result["absent"], gaps=result["gaps"])
+        return MetricReport(**{part: result[part] for part in ("values", "absent", "gaps", "run")})
 
     @property
     def primary(self) -> tuple[str, str]:

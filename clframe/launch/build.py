@@ -23,6 +23,7 @@ from clframe.tracking.rundir import RunDirectory
 from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import read_checkpoint, restore_strategy, unpack
 from clframe.training.context import Context, Setup
+from clframe.training.measures import instruments_for
 
 __all__ = ["build_setup", "check_fit", "load_strategy", "open_stream", "stream_record"]
 
@@ -73,6 +74,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         pretrained=_pretrained(config.backbone, stream, shape),
         feature_cache=options.feature_cache == "auto",
         evaluate_future=options.evaluate_future,
+        instruments=instruments_for(options.measure),
         dry=dry,
     )
 

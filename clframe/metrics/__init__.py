@@ -12,6 +12,7 @@ from clframe.metrics.compute import MetricReport, compute_all, compute_from_pred
 from clframe.metrics.cube import RESTRICTIONS, AccuracyCube
 from clframe.metrics.decomposition import Decomposition, decompose, head_norm_ratio, task_confusion
 from clframe.metrics.differences import MIN_SEEDS, Difference, corrected, holm, paired_difference
+from clframe.metrics.measured import Measured
 from clframe.metrics.per_class import (
     anytime_accuracy,
     forgetting_class_last,
@@ -53,6 +54,7 @@ __all__ = [
     "AccuracyCube",
     "Decomposition",
     "Difference",
+    "Measured",
     "Metric",
     "MetricReport",
     "Predictions",

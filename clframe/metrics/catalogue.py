@@ -11,7 +11,10 @@ from clframe.metrics import evaluators as read
 from clframe.metrics import transfer
 from clframe.metrics.cube import RESTRICTIONS
 
-__all__ = ["CATALOGUE", "Metric"]
+__all__ = ["CATALOGUE", "RUN", "Metric"]
+
+RUN = ("run",)
+"""The restrictions of a metric of the run as a whole."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Metric:
         unit: `fraction`, `fraction per task`, `percent`, `points`, `classes`, `ratio` or `samples`.
         definition: The formula.
         reference: Where it comes from.
-        restrictions: Restrictions of the prediction that it is defined for.
+        restrictions: Restrictions of the prediction that it is defined for; `run` alone for a metric of the run as a
+            whole, which reads what was measured (`clframe.metrics.measured`).
         curve: Whether it has a value after every experience.
         level: Whether it keeps the score's own value and direction, unlike a loss or a gain.
     """
@@ -45,6 +49,11 @@ class Metric:
     restrictions: tuple[str, ...] = RESTRICTIONS
     curve: bool = False
     level: bool = False
+
+    @property
+    def of_run(self) -> bool:
+        """Whether it belongs to the run as a whole, not to a report head."""
+        return self.restrictions == RUN
 
     def named(self, score: str) -> str:
         """The name in result files, for the name of a score."""

@@ -55,7 +55,7 @@ class Tracker:
         """Take note of an event, as `events.jsonl` records it.
 
         Args:
-            kind: `run`, `experience`, `phase`, `epoch`, `evaluation`, `checkpoint`, `resumed` or `finished`.
+            kind: `run`, `experience`, `epoch`, `evaluation`, `measured` or `finished`; to trackers alone also `steps`.
             values: What happened; plain values.
         """
 

@@ -17,6 +17,7 @@ from clframe.strategy import Batch, Strategy
 from clframe.stream import Experience, Stream
 from clframe.training.batches import BatchMaker, sample_bytes
 from clframe.training.feature_cache import FeatureCache, features_dir
+from clframe.training.instruments import Instrument
 from clframe.training.recipe import Recipe
 from clframe.training.seeds import RandomStreams, isolated
 
@@ -52,6 +53,7 @@ class Setup:
         pretrained: Whether the backbone starts from weights trained elsewhere.
         feature_cache: Whether features of a frozen network are kept.
         evaluate_future: Whether unseen tasks are scored too, and the untrained model.
+        instruments: What measures the run while it trains.
         dry: Make phases and count steps, but compute nothing.
     """
 
@@ -76,6 +78,7 @@ class Setup:
     pretrained: bool = False
     feature_cache: bool = True
     evaluate_future: bool = False
+    instruments: Sequence[Instrument] = ()
     dry: bool = False
 
     def described(self) -> dict[str, Any]:

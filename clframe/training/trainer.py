@@ -21,6 +21,7 @@ from clframe.stream import Experience
 from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import pack, restore_strategy, strategy_state, unpack
 from clframe.training.context import Context, Setup
+from clframe.training.instruments import Instruments
 from clframe.training.seeds import isolated
 from clframe.training.stepper import Stepper, autocast
 
@@ -98,11 +99,13 @@ class Trainer:
         self._losses: list[dict[str, Tensor]] = []
         self._flags: list[bool] | None = None  # what trains outside of the phase that restricts it now
         self._continues = False
+        self.instruments = Instruments(setup.instruments)
         self._resumed: dict[str, Any] | None = None  # the checkpoint, while the phase that it was taken in is rebuilt
         with isolated():
             self.context = Context(setup)
             self.strategy.bind(self.context)
             self.strategy.check(self.context)
+        self.instruments.begin(self.context)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -118,7 +121,8 @@ class Trainer:
             self.recorder.event("run", {"experiences": len(experiences), "resumed": self._continues})
             if not self._continues:
                 self.context.streams.enter("setup")
-                self.strategy.setup()
+                with self.instruments.work("setup"):
+                    self.strategy.setup()
                 if self.setup.evaluate_future:
                     self._evaluate(0)
             for experience in experiences[self.position.experience :]:
@@ -126,13 +130,15 @@ class Trainer:
 
     def _experience(self, experience: Experience) -> None:
         if self.position.stage == "start":
-            experience = self.begin_experience(experience)
+            with self.instruments.work("before", experience):
+                experience = self.begin_experience(experience)
             self.position = Position(experience.index, "train")
         else:
             experience = self._with_bought(self._without_bought(experience))
         self.context.experience = experience
         self.context.streams.enter("phases", experience.index)
-        phases = self.check_phases(self.strategy.phases(experience))
+        with self.instruments.work("phases", experience):
+            phases = self.check_phases(self.strategy.phases(experience))
         budgets = self.epoch_steps(experience, phases)
         steps = sum(sum(b) for b in budgets if b is not None)
         if self.setup.steps is None:
@@ -143,9 +149,12 @@ class Trainer:
         started = time.monotonic()
         self.context.streams.enter("after", experience.index)
         self.strategy.network.eval()
-        self.strategy.after_experience(experience)
+        with self.instruments.work("after", experience):
+            self.strategy.after_experience(experience)
         if self.strategy.evaluates_after(experience):
-            self._evaluate(experience.index + 1)
+            with self.instruments.work("evaluation", experience):
+                self._evaluate(experience.index + 1)
+        self._measure(experience)
         self.position = Position(experience.index + 1)
         # What took a moment since the last epoch's checkpoint is sooner done again than saved.
         last = experience.index == len(self.setup.stream.experiences) - 1
@@ -233,7 +242,8 @@ class Trainer:
         """Train one phase, from the current epoch and step on."""
         resumed, self._resumed = self._resumed, None
         self.position.phase = number
-        begun = self.begin_phase(experience, number, phase, start=resumed is None)
+        with self.instruments.work("start", experience):
+            begun = self.begin_phase(experience, number, phase, start=resumed is None)
         begun = dataclasses.replace(begun, steps=steps)
         groups = begun.parameters or [ParameterGroup(list(self.strategy.network.parameters()))]
         recipe = self.context.recipe(experience, phase.optimizer)
@@ -248,13 +258,15 @@ class Trainer:
             stepper = Stepper(self.setup, self.strategy, begun, recipe, optimizer)
             if resumed is not None and resumed["scaler"] is not None:
                 stepper.scaler.load_state_dict(resumed["scaler"])
+            modes.enter_context(self.instruments.phase(experience, begun, stepper))
             for epoch in range(self.position.epoch, phase.epochs):
                 self._epoch(experience, begun, stepper, epoch, resumed)
                 resumed = None
         self._flags = None
         if phase.on_end is not None:
             self.context.streams.enter("end", experience.index, number)
-            phase.on_end()
+            with self.instruments.work("end", experience):
+                phase.on_end()
         self.position = Position(experience.index, "train", number + 1)
 
     def _epoch(
@@ -279,7 +291,9 @@ class Trainer:
         shown = first_step
         started = last_saved = last_shown = time.monotonic()
         for batch in batches:
-            self._losses.append(stepper.step(batch))
+            with self.instruments.step(batch):
+                self._losses.append(stepper.step(batch))
+            self.instruments.stepped(batch, self._losses[-1])
             self.counters["presentations"] += len(batch.x) + self.context.presented
             self.context.presented = 0
             self.position.step = batch.step + 1
@@ -369,6 +383,13 @@ class Trainer:
                     values = {"experience": after, "heads": list(heads), **summary, "head_norms": norms}
                     self.recorder.event("evaluation", values)
 
+    def _measure(self, experience: Experience) -> None:
+        """Log what the instruments have measured."""
+        with isolated():
+            values = self.instruments.report(experience)
+        if values:
+            self.recorder.event("measured", {"experience": experience.index + 1, "values": values})
+
     def _checkpoint(self, keep_as: str | None, stepper: Stepper | None = None, inside: bool = False) -> None:
         self.recorder.checkpoint(self.state(stepper, inside), keep_as)
 
@@ -390,6 +411,7 @@ class Trainer:
             "losses": [dict(terms) for terms in self._losses] if inside else [],
             "counters": dict(self.counters),
             "bought": pack(self._bought),
+            "instruments": self.instruments.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -401,6 +423,7 @@ class Trainer:
                 restore_strategy(strategy, saved, factory, self.context.place)
         self.counters = dict(state["counters"])
         self._bought = unpack(state["bought"], factory)
+        self.instruments.load_state_dict(state["instruments"])
         experience, stage, phase, epoch, step = state["position"]
         self.position = Position(experience, stage, phase, epoch, step)
         self._continues = True
