@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clframe.errors import ConfigurationError, RunDirectoryError, did_you_mean
 from clframe.metrics.catalogue import CATALOGUE
 from clframe.report import boards, panels
+from clframe.report.extractor_panels import REPRESENTATION
 from clframe.report.groups import grouped
 from clframe.report.notes import notes_of
 from clframe.report.ranking import Pair, ScenarioComparison, pairs_of, ranked
@@ -238,6 +239,15 @@ class Comparison:
     def plot_plasticity(self, quantity: str, scenario: str | None = None) -> Figure:
         """Draw a measure of plasticity over the experiences, for instance `effective_rank`."""
         return self._figure(panels.plasticity(self._one(scenario), quantity))
+
+    def plot_representation(self, what: str = "probe", scenario: str | None = None) -> Figure:
+        """Draw a part of the representation reports: `probe`, `probe_matrices`, `layers` (CKA) or `drift`."""
+        if what not in REPRESENTATION:
+            raise ConfigurationError(
+                f"There is no figure {what!r} of representations; there are: {', '.join(REPRESENTATION)}."
+                f"{did_you_mean(what, REPRESENTATION)}"
+            )
+        return self._figure(REPRESENTATION[what](self._one(scenario)))
 
     def _figure(self, panel: panels.Panel) -> Figure:
         if panel.draw is None:

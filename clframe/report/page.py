@@ -13,6 +13,7 @@ from clframe._version import __version__
 from clframe.metrics.catalogue import CATALOGUE
 from clframe.metrics.differences import Difference
 from clframe.report import boards, panels
+from clframe.report.extractor_panels import REPRESENTATION
 from clframe.report.panels import Panel
 from clframe.report.ranking import ScenarioComparison, in_percent
 from clframe.report.style import INK, look
@@ -137,7 +138,11 @@ def _scenario(comparison: Comparison, scenario: ScenarioComparison, key: str, sa
     plasticity = [drawn(panels.plasticity(scenario, quantity)) for quantity in panels.PLASTICITY]
     main = [drawn(panels.curves(scenario)), drawn(panels.tradeoff(scenario)), drawn(panels.cost(scenario))]
     wide = [drawn(panels.matrices(scenario)), drawn(panels.confusion(scenario))]
-    families = [_family(f"{key}-plasticity", "Plasticity", plasticity)]
+    extractors = [drawn(make(scenario)) for make in REPRESENTATION.values()]
+    families = [
+        _family(f"{key}-plasticity", "Plasticity", plasticity),
+        _family(f"{key}-representation", "Representation", extractors),
+    ]
     differences = {"id": f"{key}-differences", "title": "Differences between methods"}
     board = {"id": f"{key}-leaderboard", "title": "Leaderboard"}
     settings = {"id": f"{key}-settings", "title": "Settings"}
@@ -169,8 +174,14 @@ def _drawn(panel: Panel, key: str, safe: _Safe) -> dict[str, Any]:
 
 def _family(key: str, title: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Panels of one topic: those with figures, and why the others have none."""
-    missing = list(dict.fromkeys(p["missing"] for p in found if not p["figures"]))
-    return {"id": key, "title": title, "shown": [p for p in found if p["figures"]], "missing": missing}
+    shown = [p for p in found if p["figures"]]
+    return {
+        "id": key,
+        "title": title,
+        "narrow": [p for p in shown if len(p["figures"]) == 1],
+        "wide": [p for p in shown if len(p["figures"]) > 1],
+        "missing": list(dict.fromkeys(p["missing"] for p in found if not p["figures"])),
+    }
 
 
 # -- tables --------------------------------------------------------------------------------------------------------------

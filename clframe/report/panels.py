@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -74,14 +73,10 @@ def _panel(key: str, title: str, caption: str, draw: Callable[[], Figure], alt: 
     return Panel(key, title, caption, (Picture(draw, alt),), draw, missing)
 
 
-def _without(groups: Sequence[Group], chosen: Mapping[str, Any], why: str) -> str:
+def without(groups: Sequence[Group], chosen: Mapping[str, Any], why: str) -> str:
     """Name the finished groups that are not drawn."""
     left = [g.label for g in groups if g.finished and g.label not in chosen]
     return f"{', '.join(left)}: {why}." if left else ""
-
-
-def _shown(value: float, percent: bool) -> str:
-    return "nothing" if math.isnan(value) else f"{100 * value:.1f} %" if percent else f"{value:.4g}"
 
 
 # -- curves --------------------------------------------------------------------------------------------------------------
@@ -106,19 +101,36 @@ def curves(scenario: ScenarioComparison, metric: str = "seen_accuracy") -> Panel
     found = curves_of(scenario, metric)
     if not found:
         return Panel("curves", title, "", missing=f"No finished run has {named}.")
-    percent = in_percent(metric, scenario.first)
-    alt = f"Line chart of {label} after each experience. " + " ".join(
-        f"{name}: {_shown(first, percent)} first, {_shown(last, percent)} last."
-        for name, seeds in found.items()
-        for first, last in [summarise_curves(seeds)[0][[0, -1]]]
-    )
     caption = (
         f"{named} after every experience, the first included. Lines are means over seeds, bands one sample standard deviation; a "
         "single point is a method that was scored only there."
     )
-    limits = (0.0, 1.0) if percent else None
+    limits = (0.0, 1.0) if in_percent(metric, scenario.first) else None
+    missing = without(scenario.groups, found, f"no {named} in every seed")
+    return line_panel(scenario, "curves", title, caption, found, label, limits, missing)
+
+
+def line_panel(
+    scenario: ScenarioComparison,
+    key: str,
+    title: str,
+    caption: str,
+    found: Mapping[str, Sequence[Sequence[float | None]]],
+    label: str,
+    limits: tuple[float, float] | None,
+    missing: str,
+) -> Panel:
+    """A line per group over the experiences."""
+    alt = f"Line chart of {label} after each experience. " + " ".join(
+        f"{name}: {_known(mean)}." for name, seeds in found.items() for mean in [summarise_curves(seeds)[0]]
+    )
     draw = partial(plot_curve, found, ylabel=label, limits=limits, order=scenario.labels)
-    return _panel("curves", title, caption, draw, alt, _without(scenario.groups, found, f"no {named} in every seed"))
+    return _panel(key, title, caption, draw, alt, missing)
+
+
+def _known(mean: Float) -> str:
+    known = mean[np.isfinite(mean)]
+    return f"{known[0]:.3g} to {known[-1]:.3g}" if known.size else "nothing"
 
 
 # -- heat maps -----------------------------------------------------------------------------------------------------------
@@ -198,7 +210,7 @@ def confusion(scenario: ScenarioComparison) -> Panel:
         for name, m in found.items()
     )
     draw = partial(plot_matrices, found, width=PAGE if len(found) > 1 else None, **options)
-    return Panel("confusion", title, caption, pictures, draw, _without(scenario.groups, found, "no task_confusion"))
+    return Panel("confusion", title, caption, pictures, draw, without(scenario.groups, found, "no task_confusion"))
 
 
 # -- points --------------------------------------------------------------------------------------------------------------
@@ -236,7 +248,7 @@ def tradeoff(scenario: ScenarioComparison) -> Panel:
         for name, (xs, ys) in found.items()
     )
     draw = partial(plot_points, found, xlabel=f"{level} (plasticity)", ylabel="forgetting_max", order=scenario.labels)
-    return _panel("tradeoff", title, caption, draw, alt, _without(scenario.groups, found, why))
+    return _panel("tradeoff", title, caption, draw, alt, without(scenario.groups, found, why))
 
 
 def cost_of(scenario: ScenarioComparison) -> tuple[str, Callable[[Group], dict[int, float | None]]]:
@@ -287,7 +299,7 @@ def cost(scenario: ScenarioComparison) -> Panel:
         paths=_paths(scenario, scale) if name == "train_flops" else None, order=scenario.labels,
     )  # fmt: skip
     why = f"no {metric} and {name} in every seed"
-    return _panel("cost", title, caption, draw, alt, _without(scenario.groups, found, why))
+    return _panel("cost", title, caption, draw, alt, without(scenario.groups, found, why))
 
 
 def _paths(scenario: ScenarioComparison, scale: float) -> dict[str, tuple[list[float], list[float]]]:
@@ -346,13 +358,8 @@ def plasticity(scenario: ScenarioComparison, quantity: str) -> Panel:
     if not found:
         return Panel(quantity, title, "", missing=f"No finished run has {quantity}.")
     caption = f"{quantity} after every experience{', the mean over layers' if layers else ''}."
-    alt = f"Line chart of {title}. " + " ".join(
-        f"{name}: {_shown(first, False)} first, {_shown(last, False)} last."
-        for name, seeds in found.items()
-        for first, last in [summarise_curves(seeds)[0][[0, -1]]]
-    )
-    draw = partial(plot_curve, found, ylabel=title, limits=None, order=scenario.labels)
-    return _panel(quantity, title, caption, draw, alt, _without(scenario.groups, found, f"no {quantity} in every seed"))
+    missing = without(scenario.groups, found, f"no {quantity} in every seed")
+    return line_panel(scenario, quantity, title, caption, found, title, None, missing)
 
 
 def layer_mean(by_layer: Mapping[str, Sequence[float | None]]) -> list[float | None]:

@@ -68,7 +68,7 @@ def plot_curve(
             seeds = curves[label]
             mean, std = summarise_curves(seeds)
             steps = np.arange(1, len(mean) + 1)
-            line = axes.plot(steps, mean, **look(k), gid=f"series-{k}-line")[0]
+            line = axes.plot(steps, mean, **look(k), gid=f"series-{k}")[0]
             if not np.isnan(std).all():
                 axes.fill_between(
                     steps,
@@ -77,7 +77,7 @@ def plot_curve(
                     color=look(k)["color"],
                     alpha=0.15,
                     linewidth=0,
-                    gid=f"series-{k}-band",
+                    gid=f"series-{k}",
                 )
             lines.append(line)
             labels.append(f"{label} (n = {len(seeds)})" if count else label)
@@ -116,7 +116,7 @@ def plot_matrices(
     limits: tuple[float, float] | None = (0.0, 1.0),
     digits: int = 2,
     before: bool = True,
-    names: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
     columns: int = 3,
     width: float | None = None,
 ) -> Figure:
@@ -130,7 +130,7 @@ def plot_matrices(
         limits: Of the colours; None fits them.
         digits: Decimals of the values.
         before: Whether row 0 is the one before training, which is left out when nothing of it was evaluated.
-        names: Of the columns, where they aren't numbered.
+        rows: Names of the rows, where they aren't numbered.
         columns: Most heat maps in a row.
         width: In inches; by default so that every value has room.
 
@@ -160,9 +160,10 @@ def plot_matrices(
         every = np.atleast_1d(made).ravel()
         for axes, (title, values) in zip(every, shown.items(), strict=False):
             image = _heat(axes, values, (low, high), digits)
-            rows = [str(i) if i or not before else "none" for i in range(int(blank or not before), 999)]
-            ticks(axes.yaxis, rows[: len(values)])
-            ticks(axes.xaxis, list(names) if names else [str(j) for j in range(1, values.shape[1] + 1)])
+            first = int(blank or not before)
+            numbered = [str(i) if i else "none" for i in range(first, first + len(values))]
+            ticks(axes.yaxis, [plain(name) for name in rows or numbered])
+            ticks(axes.xaxis, [str(j) for j in range(1, values.shape[1] + 1)])
             axes.set_title(named(title, int(17 * size / across) - 8) if title else "")
         for axes in every[len(shown) :]:
             axes.set_visible(False)

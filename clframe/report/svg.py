@@ -60,13 +60,17 @@ def _without_namespaces(element: ElementTree.Element) -> None:
 
 
 def _adapt(element: ElementTree.Element, prefix: str) -> None:
-    """Give ids the prefix, ink the page's colour of text, text the page's font, and numbers no more digits than one sees."""
+    """Give ids the prefix, ink the page's colour of text, text the page's font, and numbers no more digits than one sees.
+
+    The parts of one series, which Matplotlib gives the same id, are marked by `data-series` instead.
+    """
+    series = _SERIES.fullmatch(element.get("id", ""))
+    if series:
+        element.set("data-series", series[1])
+        del element.attrib["id"]
     for name, value in list(element.attrib.items()):
         changed = value
         if name == "id":
-            series = _SERIES.fullmatch(value.removesuffix("-line").removesuffix("-band"))
-            if series:
-                element.set("data-series", series[1])
             changed = f"{prefix}-{value}"
         elif name == "href":
             changed = f"#{prefix}-{value[1:]}" if value.startswith("#") else value

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
+import json
+import math
+import random
+from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from clframe.errors import ConfigurationError
-from clframe.report import Comparison, Estimate, RunSummary, compare, html_card
-
-
-def run(strategy, seed, value, **changes):
-    given = {"final_accuracy": value, "average_incremental_accuracy": value, "forgetting_max": 1 - value}
-    base = RunSummary(directory=f"runs/{strategy}-{seed}", scenario="split_digits", scenario_hash="abc", strategy=strategy,
-                      backbone="mlp", seed=seed, metrics={"classifier": {"global": given}},
-                      settings={"strategy": {}, "epochs": 1})  # fmt: skip
-    return dataclasses.replace(base, **changes)
-
-
-def runs(strategy, values, **changes):
-    return [run(strategy, seed, value, **changes) for seed, value in enumerate(values)]
+from clframe.errors import ConfigurationError, RunDirectoryError
+from clframe.report import Comparison, Estimate, compare, html_card
+from tests.report.summaries import full, run, runs
 
 
 def column(comparison, title):
@@ -187,3 +184,193 @@ def test_each_run_is_shown_by_its_primary_restriction():
     assert any("restricted (local)" in note for note in found.notes)
     asked = compare(given, metrics=["final_accuracy"], restriction="global")
     assert column(asked, "final_accuracy")[0].mean == pytest.approx(0.2)
+
+
+# -- support ---------------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_those_of_scipy_with_holms_correction():
+    rng = np.random.default_rng(3)
+    values = {name: np.round(rng.normal(level, 0.03, 4), 4) for name, level in (("a", 0.8), ("b", 0.7), ("c", 0.69))}
+    found = compare([r for name, v in values.items() for r in runs(name, v)])
+    rows = {(row[0], row[1]): row for row in found.pairwise().rows}
+    assert set(map(frozenset, rows)) == {frozenset("ab"), frozenset("ac"), frozenset("bc")}
+    assert all(np.mean(values[one]) >= np.mean(values[other]) for one, other in rows)
+    tests = {pair: stats.ttest_rel(values[pair[0]], values[pair[1]]) for pair in rows}
+    order = sorted(tests, key=lambda pair: tests[pair].pvalue)
+    adjusted = np.maximum.accumulate([min(1, (3 - k) * tests[pair].pvalue) for k, pair in enumerate(order)])
+    for pair, holm in zip(order, adjusted, strict=True):
+        interval = tests[pair].confidence_interval(0.95)
+        _, _, mean, low, high, p, p_holm, n, supported = rows[pair]
+        assert mean == pytest.approx(np.mean(values[pair[0]] - values[pair[1]]))
+        assert (low, high) == pytest.approx((interval.low, interval.high))
+        assert (p, p_holm) == pytest.approx((tests[pair].pvalue, holm), abs=1e-9)
+        assert n == 4
+        assert supported.startswith("yes" if holm < 0.05 else "no")
+
+
+def test_correction_for_many_pairs_takes_ranks_away():
+    """t = 6 of three seeds is p = 0.027: enough for two methods, too much for three."""
+    gap = 0.01 * np.array([6 - math.sqrt(3), 6, 6 + math.sqrt(3)])
+    base = np.array([0.1, 0.4, 0.2])
+    two = runs("a", base) + runs("b", base + gap)
+    assert column(compare(two), "rank") == [1, 2]
+    three = compare([*two, *runs("c", base + gap[::-1] + 0.001)])
+    assert column(three, "rank") == [1, 1, 1]
+    assert "no: one of 3 pairs" in column(three.pairwise(), "supported")
+
+
+def test_the_order_of_the_runs_changes_nothing():
+    given = runs("a", [0.1, 0.12, 0.11]) + runs("b", [0.9, 0.91, 0.92]) + runs("c", [0.5, 0.4, 0.6])
+    shuffled = list(given)
+    random.Random(0).shuffle(shuffled)
+    first, second = compare(given), compare(shuffled)
+    assert first.table.rows == second.table.rows
+    assert first.pairwise().rows == second.pairwise().rows
+
+
+def test_pairs_of_another_metric_are_asked_for_by_its_name():
+    found = compare(runs("a", [0.1, 0.12, 0.11]) + runs("b", [0.9, 0.91, 0.92]))
+    (row,) = found.pairwise("forgetting_max").rows
+    assert row[:2] == ("b", "a")
+    assert row[2] == pytest.approx(-0.8)
+    with pytest.raises(ConfigurationError, match="Did you mean 'forgetting_max'"):
+        found.pairwise("forgeting_max")
+
+
+def test_scenarios_are_corrected_apart():
+    """Each scenario is a family of its own: its pairs are what its ranks are made of."""
+    one = runs("a", [0.1, 0.12, 0.11]) + runs("b", [0.9, 0.91, 0.92])
+    other = [dataclasses.replace(r, scenario_hash="def") for r in one]
+    found = compare(one + other)
+    assert {p.difference.comparisons for s in found.scenarios for p in s.pairs} == {1}
+    assert [row[0] for row in found.pairwise().rows] == ["split_digits (abc)", "split_digits (def)"]
+
+
+# -- what is said ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_number_comes_with_its_reason():
+    reason = "It needs the score on task 1 after experience 1, which was not evaluated."
+    values = {"classifier": {"global": {"final_accuracy": 0.9}}}
+    joint = [run("joint", s, 0, metrics=values, absent={"forgetting_max": reason}) for s in range(3)]
+    found = compare(joint, metrics=["final_accuracy", "forgetting_max"])
+    assert f"joint has no forgetting_max: {reason}" in found.notes
+
+
+def test_damaged_runs_are_shown_and_count_nowhere():
+    found = compare(runs("a", [0.1, 0.2, 0.3]), damaged={"runs/a-3": "runs/a-3/result.json is damaged (cut)."})
+    assert found.notes[0] == "runs/a-3 counts nowhere: runs/a-3/result.json is damaged (cut)."
+    assert column(found, "n") == [3]
+    last = found.runs().rows[-1]
+    assert last[0] == "runs/a-3"
+    assert "damaged: runs/a-3/result.json is damaged (cut)." in last
+    assert found.to_dict()["damaged"] == found.damaged
+
+
+def test_different_environments_are_said():
+    def on(torch):
+        return {"packages": {"torch": torch}, "device": "cpu", "data": torch}
+
+    given = [run("a", seed, 0.5, environment=on(v)) for seed, v in enumerate(["2.13.0", "2.14.1", "2.14.1"])]
+    found = compare(given)
+    assert "The runs were made in different environments (packages.torch: 2.13.0, 2.14.1)." in found.notes
+    assert found.environments().rows[0] == ("packages.torch", "2.13.0; 2.14.1", "yes")
+    assert not any("environments" in note for note in compare(given[1:]).notes)
+
+
+def test_names_tell_backbones_and_settings_apart():
+    wide = runs("ewc", [0.5, 0.6, 0.7], backbone="resnet8")
+    assert set(column(compare(runs("ewc", [0.1, 0.2, 0.3]) + wide), "strategy")) == {"ewc (mlp)", "ewc (resnet8)"}
+    two = [
+        runs("ewc", [0.1, 0.2], settings={"optimizer": {"lr": lr}, "first_optimizer": {"lr": 1 - lr}})
+        for lr in (0.1, 0.2)
+    ]
+    assert column(compare(two[0] + two[1]), "strategy")[0] == "ewc (first_optimizer.lr=0.9, optimizer.lr=0.1)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("final_acuracy", "Did you mean 'final_accuracy'"),
+        ("seen_accuracy", "needs one number per run, but 'seen_accuracy' has several"),
+    ],
+)
+def test_metrics_that_make_no_column(metric, said):
+    with pytest.raises(ConfigurationError, match=said):
+        compare(full("a", [0.1, 0.2, 0.3]), metrics=[metric])
+
+
+# -- every output ----------------------------------------------------------------------------------------------------------
+
+
+def example():
+    return compare(full("ewc", [0.2, 0.3, 0.4]) + full("replay", [0.7, 0.8, 0.9], cost=3))
+
+
+def test_text_markdown_and_latex_hold_both_tables():
+    found = example()
+    for form in ("text", "markdown", "latex"):
+        text = found.render(form)
+        assert text == f"{found.table.render(form)}\n{found.pairwise().render(form)}"
+        assert "replay" in text
+    assert str(found) == found.render()
+    assert found._repr_html_().count("<table>") == 2
+    with pytest.raises(ConfigurationError, match="Did you mean 'markdown'"):
+        found.render("markdwn")
+
+
+def test_csv_is_one_table():
+    rows = list(csv.reader(io.StringIO(example().render("csv"))))
+    assert len({len(row) for row in rows}) == 1
+    assert [row[1] for row in rows[1:]] == ["replay", "ewc"]
+    assert float(rows[1][rows[0].index("final_accuracy")]) == pytest.approx(0.8)
+    pairs = list(csv.reader(io.StringIO(example().render("csv", "pairwise"))))
+    assert float(pairs[1][pairs[0].index("difference")]) == pytest.approx(0.5)
+
+
+def test_every_table_by_its_name():
+    found = example()
+    assert found.render("text", "leaderboard") == found.table.render()
+    assert [row[0] for row in found.runs().rows] == [f"runs/{m}-{s}" for m in ("replay", "ewc") for s in range(3)]
+    assert found.render("markdown", "environments").startswith("| environment |")
+    assert found.settings().rows == ()
+    with pytest.raises(ConfigurationError, match="Did you mean 'pairwise'"):
+        found.render("text", "pairwis")
+
+
+def test_settings_that_differ_are_a_table():
+    small = runs("replay", [0.5, 0.6], settings={"strategy": {"memory_size": 200}, "epochs": 1})
+    found = compare(small + runs("ewc", [0.1, 0.2], settings={"strategy": {"strength": 2.0}, "epochs": 1}))
+    assert [c.title for c in found.settings().heads] == ["setting", "replay", "ewc"]
+    assert found.settings().rows == (
+        ("strategy.memory_size", "200", None),
+        ("strategy.strength", None, "2.0"),
+    )
+
+
+def test_one_scenario_at_a_time_where_there_are_several():
+    given = full("a", [0.1, 0.2, 0.3]) + full("b", [0.1, 0.2, 0.3], scenario_hash="def")
+    found = compare(given)
+    with pytest.raises(ConfigurationError, match=r"Expected one scenario, received None, which fits 2 of"):
+        found.plot_curves()
+    assert [t.get_text() for t in found.plot_curves(scenario="def").legends[0].get_texts()] == ["b"]
+
+
+def test_json_has_no_nan_and_unscaled_numbers():
+    data = example().to_dict()
+    text = json.dumps(data, allow_nan=False)
+    assert json.loads(text) == data
+    assert data["rows"][0][4] == {"mean": pytest.approx(0.8), "std": pytest.approx(0.1)}
+    assert data["curves"]["split_digits"]["ewc"][1] == [1.0, 0.3]
+
+
+def test_saving_goes_by_the_ending(tmp_path: Path):
+    found = example()
+    for ending, form in ((".md", "markdown"), (".tex", "latex"), (".csv", "csv"), (".txt", "text"), ("", "text")):
+        written = found.save(tmp_path / "new" / f"table{ending}")
+        assert written.read_text(encoding="utf-8") == found.render(form)
+    assert found.save(tmp_path / "x.csv", "markdown").read_text(encoding="utf-8").startswith("| scenario")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match="can't be written"):
+        found.save(tmp_path / "file" / "table.md")
