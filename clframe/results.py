@@ -86,7 +86,21 @@ _WATCHING = ("measure", "keep_models", "checkpoint_minutes")
 
 
 def summary_of(directory: RunDirectory) -> RunSummary:
-    """Describe a run for tables, finished or not."""
+    """Describe a run for tables, finished or not.
+
+    Raises:
+        RunDirectoryError: A file is missing or damaged.
+    """
+    try:
+        return _summary(directory)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{directory.path} is damaged (its files don't hold what a run's do, {type(error).__name__}: {error}): bring them "
+            "back from a copy, or start the run again."
+        ) from error
+
+
+def _summary(directory: RunDirectory) -> RunSummary:
     config, stream = directory.config, directory.stream
     done = max((int(e["experience"]) for e in directory.events() if e["event"] == "evaluation"), default=0)
     result = directory.result if directory.finished else {}
@@ -97,7 +111,7 @@ def summary_of(directory: RunDirectory) -> RunSummary:
         strategy=str(config["strategy"]["name"]),
         backbone=str(config["backbone"]["name"]),
         seed=int(config["seed"]),
-        metrics=result.get("values", {}),
+        metrics={head: dict(by) for head, by in result.get("values", {}).items()},
         finished=directory.finished,
         settings={k: v for k, v in config.items() if k not in _SEEDS + _WATCHING},
         progress=f"{done} of {len(stream['experiences'])} experiences",

@@ -41,7 +41,7 @@ def leaderboard(scenarios: Sequence[ScenarioComparison], metrics: Sequence[str],
 
 def metric_column(metric: str, run: RunSummary, cells: Sequence[Cell] = ()) -> Column:
     """How numbers of a metric are shown: fractions in percent, bytes and floating-point operations in fitting units."""
-    name = metric.replace("accuracy", run.score)
+    name = run.named(metric)
     if in_percent(metric, run):
         return Column(name, unit="%", scale=100.0, right=True)
     means = [c.mean if isinstance(c, Estimate) else c for c in cells if isinstance(c, (Estimate, int, float))]
@@ -68,7 +68,7 @@ def fitting_unit(unit: str, metric: str, largest: float) -> tuple[str, float]:
     return ("s" if "seconds" in metric or unit == "seconds" else ""), 1.0
 
 
-def pairwise_table(pairs: Mapping[ScenarioComparison, Sequence[Pair]], metric: str, notes: Sequence[str] = ()) -> Table:
+def pairwise_table(pairs: Mapping[ScenarioComparison, Sequence[Pair]], metric: str) -> Table:
     """A row per pair of groups: difference, interval, p value before and after correction, and whether it is supported."""
     first = next(iter(pairs))
     percent = in_percent(metric, first.first)
@@ -78,7 +78,7 @@ def pairwise_table(pairs: Mapping[ScenarioComparison, Sequence[Pair]], metric: s
         for pair in found:
             gap = pair.difference
             where: list[Cell] = [scenario.shown] if len(pairs) > 1 else []
-            values = [gap.mean, gap.low, gap.high, gap.p, gap.adjusted, gap.n, support(gap)]
+            values: list[Cell] = [gap.mean, gap.low, gap.high, gap.p, gap.adjusted, gap.n, support(gap)]
             rows.append([*where, pair.first.label, pair.second.label, *values])
     numbers = [
         Column(n, unit=unit, scale=scale, digits=2 if percent else 4, right=True, signed=True)
@@ -87,12 +87,14 @@ def pairwise_table(pairs: Mapping[ScenarioComparison, Sequence[Pair]], metric: s
     chances = [Column(n, right=True, show=lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}") for n in ("p", "p (Holm)")]
     names = [Column("scenario")] if len(pairs) > 1 else []
     columns = [*names, Column("strategy"), Column("versus"), *numbers, *chances, Column("seeds", right=True)]
-    return Table([*columns, Column("supported")], rows, title=f"Differences in {metric}", notes=[_HOW])
+    return Table(
+        [*columns, Column("supported")], rows, title=f"Differences in {first.first.named(metric)}", notes=[_HOW]
+    )
 
 
 _HOW = (
-    "Differences are taken seed by seed; the interval is Student's t and not corrected. p (Holm) is corrected for the pairs of the "
-    f"scenario; supported means that it is below 0.05 and at least {MIN_SEEDS} seeds stand behind it."
+    "Differences are taken seed by seed where seeds are shared; the interval is Student's t, not corrected. Supported: p below 0.05 "
+    f"after Holm's correction for the pairs of the scenario, and at least {MIN_SEEDS} seeds."
 )
 
 

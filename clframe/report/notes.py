@@ -77,34 +77,29 @@ def by_value(labels: Iterable[str], values: Iterable[Any]) -> str:
 def _support(scenario: ScenarioComparison) -> list[str]:
     """What the seeds leave open."""
     notes = []
-    metric = scenario.metric
-    if better_sign(metric, scenario.first) == 0:
+    metric = scenario.first.named(scenario.metric)
+    if better_sign(scenario.metric, scenario.first) == 0:
         return [f"{metric} has no better direction, so nothing is ranked."]
     unpaired = [p.names for p in scenario.pairs if not set(p.first.finished) & set(p.second.finished)]
     if unpaired:
         notes.append(
-            f"{_listed(unpaired)} have no seed in common, so their difference can't be taken seed by seed and is harder "
+            f"{'; '.join(unpaired)} have no seed in common, so their difference can't be taken seed by seed and is harder "
             "to support: run them on equal seeds."
         )
     open_ = [p.names for p in scenario.pairs if not p.difference.supported and p.difference.n >= MIN_SEEDS]
     if open_:
-        notes.append(f"The seeds support no difference in {metric} between {_listed(open_)}.")
+        notes.append(f"The seeds support no difference in {metric} between {'; '.join(open_)}.")
     return notes
 
 
-def _listed(names: Sequence[str]) -> str:
-    return "; ".join(names)
-
-
 def _missing(group: Group, metrics: Sequence[str]) -> list[str]:
-    """Which numbers a group lacks, and why, in one sentence for those of the same reason."""
+    """Which numbers a group lacks, and why: one sentence for those of the same reason."""
     by_reason: dict[str, list[str]] = {}
     for metric in metrics:
+        name = group.first.named(metric)
         lacking = [run for seed, run in group.finished.items() if group.numbers(metric)[seed] is None]
         if lacking:
-            by_reason.setdefault(lacking[0].absent.get(metric.replace("accuracy", group.first.score), ""), []).append(
-                metric
-            )
+            by_reason.setdefault(lacking[0].absent.get(name, ""), []).append(name)
     return [
         f"{group.label} has no {' and no '.join(names)}{': ' + reason if reason else '.'}"
         for reason, names in by_reason.items()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["page"]
 
 _MORE_METRICS = ("learning_accuracy",)
+_LARGE = 4.5
+"""Inches from which on a figure needs more room than a third of a page."""
 _ENDS = (
     {"id": "runs", "title": "Runs"},
     {"id": "environments", "title": "Environments"},
@@ -168,8 +170,14 @@ def _scenario(comparison: Comparison, scenario: ScenarioComparison, key: str, sa
 def _drawn(panel: Panel, key: str, safe: _Safe) -> dict[str, Any]:
     """A panel with its figures as SVG."""
     name = f"{key}-{panel.key}"
-    figures = [safe(inline_svg(p.draw(), f"{name}-{k}", p.alt)) for k, p in enumerate(panel.pictures)]
-    return {"id": name, "title": panel.title, "caption": panel.caption, "missing": panel.missing, "figures": figures}
+    made = [picture.draw() for picture in panel.pictures]
+    svgs = [
+        safe(inline_svg(f, f"{name}-{k}", p.alt)) for k, (f, p) in enumerate(zip(made, panel.pictures, strict=True))
+    ]
+    size = "many" if len(made) > 1 else ""
+    size += " large" if any(figure.get_figwidth() > _LARGE for figure in made) else ""
+    words = {"title": panel.title, "caption": panel.caption, "missing": panel.missing}
+    return {"id": name, **words, "figures": svgs, "size": size.strip()}
 
 
 def _family(key: str, title: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -212,7 +220,7 @@ def _kind(column: Column, cell: Cell) -> str:
         return "right"
     if isinstance(cell, str) and cell.startswith(("damaged", "unfinished")):
         return "words bad"
-    return "words" if isinstance(cell, str) and len(cell) > 24 else ""
+    return "words" if isinstance(cell, str) and len(cell) > 30 else ""
 
 
 def _cell(column: Column, cell: Cell, head: str) -> dict[str, Any]:
@@ -241,9 +249,7 @@ def _leaderboard(key: str, scenario: ScenarioComparison, metrics: Sequence[str])
     shared = ", ".join(f"{name} {value}" for name, value in dropped.items() if name != "scenario")
     caption = f"Mean ± sample standard deviation over n seeds{'; ' + shared if shared else ''}. Press a head to sort."
     board = _board(f"{key}-leaderboard", narrow, caption, head="strategy")
-    place = next(
-        k for k, c in enumerate(narrow.heads) if c.title == metrics[0].replace("accuracy", scenario.first.score)
-    )
+    place = next(k for k, c in enumerate(narrow.heads) if c.title == scenario.first.named(metrics[0]))
     for k, (row, cells) in enumerate(zip(board["rows"], narrow.rows, strict=True)):
         row |= {"series": k, "colour": look(k)["color"].replace(INK, "currentColor")}
         value = cells[place]
@@ -257,7 +263,7 @@ def _pairwise(key: str, scenario: ScenarioComparison, safe: _Safe) -> dict[str, 
     table = boards.pairwise_table({scenario: scenario.pairs}, scenario.metric)
     gaps = [pair.difference for pair in scenario.pairs]
     marks = ["supported" if gap.supported else "" for gap in gaps]
-    named = scenario.metric.replace("accuracy", scenario.first.score)
+    named = scenario.first.named(scenario.metric)
     board = _board(
         f"{key}-pairwise", table, f"Differences in {named}, the better method first", head="strategy", marks=marks
     )

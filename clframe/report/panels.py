@@ -94,9 +94,8 @@ def curves_of(scenario: ScenarioComparison, metric: str) -> dict[str, list[list[
 
 def curves(scenario: ScenarioComparison, metric: str = "seen_accuracy") -> Panel:
     """A metric after every experience."""
-    score = scenario.first.score
-    named = metric.replace("accuracy", score)
-    label = f"{score.replace('_', ' ')} on all classes seen" if metric == "seen_accuracy" else named
+    named = scenario.first.named(metric)
+    label = f"{scenario.first.score.replace('_', ' ')} on all classes seen" if metric == "seen_accuracy" else named
     title = "Accuracy curves" if named == "seen_accuracy" else f"Curves of {named}"
     found = curves_of(scenario, metric)
     if not found:
@@ -196,7 +195,7 @@ def confusion(scenario: ScenarioComparison) -> Panel:
     if not found or max(len(m) for m in found.values()) < 2:
         return Panel("confusion", title, "", missing="It needs the task_confusion of two tasks, which no run has.")
     options: dict[str, Any] = {
-        "label": "share of the task's samples", "xlabel": "task of the predicted class", "ylabel": "true task", "before": False,
+        "label": "share of samples", "xlabel": "task of the predicted class", "ylabel": "true task", "before": False,
     }  # fmt: skip
     caption = (
         "At the end, the share of each task's test samples (rows) that was predicted as a class of each task (columns), over all "
@@ -231,9 +230,13 @@ def _both(
     return found
 
 
+def _mean(values: Mapping[int, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
 def tradeoff(scenario: ScenarioComparison) -> Panel:
     """Forgetting against plasticity."""
-    level = "learning_accuracy".replace("accuracy", scenario.first.score)
+    level = scenario.first.named("learning_accuracy")
     found = _both(scenario, lambda group: group.numbers("learning_accuracy"), "forgetting_max")
     title = "Forgetting against plasticity"
     why = f"no {level} and forgetting_max in every seed"
@@ -244,8 +247,7 @@ def tradeoff(scenario: ScenarioComparison) -> Panel:
         "seeds, bars one sample standard deviation."
     )
     alt = "Scatter plot. " + " ".join(
-        f"{name}: {level} {np.mean(list(xs.values())):.3f}, forgetting {np.mean(list(ys.values())):.3f}."
-        for name, (xs, ys) in found.items()
+        f"{name}: {level} {_mean(xs):.3f}, forgetting {_mean(ys):.3f}." for name, (xs, ys) in found.items()
     )
     draw = partial(plot_points, found, xlabel=f"{level} (plasticity)", ylabel="forgetting_max", order=scenario.labels)
     return _panel("tradeoff", title, caption, draw, alt, without(scenario.groups, found, why))
@@ -273,18 +275,16 @@ def _total(value: Any) -> float | None:
 
 def cost(scenario: ScenarioComparison) -> Panel:
     """The ranking metric against the cost of training."""
-    metric = scenario.metric.replace("accuracy", scenario.first.score)
+    metric = scenario.first.named(scenario.metric)
     name, of = cost_of(scenario)
     found = _both(scenario, of, scenario.metric)
     title = f"{metric} against cost"
     if not found:
         return Panel("cost", title, "", missing=f"No finished run has both {metric} and a cost of training.")
-    unit, scale = fitting_unit("", name, max(np.mean(list(xs.values())) for xs, _ in found.values()))
+    unit, scale = fitting_unit("", name, max(_mean(xs) for xs, _ in found.values()))
     scaled = {n: ({s: scale * v for s, v in xs.items()}, ys) for n, (xs, ys) in found.items()}
     larger = better_sign(scenario.metric, scenario.first) >= 0
-    means = {
-        n: (float(np.mean(list(xs.values()))), float(np.mean(list(ys.values())))) for n, (xs, ys) in scaled.items()
-    }
+    means = {n: (_mean(xs), _mean(ys)) for n, (xs, ys) in scaled.items()}
     front = pareto_front(means, larger_y=larger)
     clock = (
         "Seconds are wall-clock time of training on whatever machine a run had, since not every run counted its operations."
@@ -325,7 +325,7 @@ def differences(scenario: ScenarioComparison) -> Panel:
     if len(pairs) > _MOST_PAIRS:
         return Panel("differences", title, "", missing=f"{len(pairs)} pairs are too many for a figure: see the table.")
     percent = in_percent(scenario.metric, scenario.first)
-    named = scenario.metric.replace("accuracy", scenario.first.score)
+    named = scenario.first.named(scenario.metric)
     found = {f"{p.first.label} − {p.second.label}": p.difference for p in pairs}
     caption = (
         "Mean difference and 95 % interval of Student's t, seed by seed. Filled and blue: supported, p < 0.05 after Holm's "

@@ -188,8 +188,10 @@ def _heat(axes: Any, values: Float, limits: tuple[float, float], digits: int) ->
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 colour = "black" if value > (low + high) / 2 else "white"
-                size = 6.5 if max(values.shape) <= 12 else 4.5
-                axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=size)
+                text = f"{value:.{digits}f}"
+                small = max(values.shape) > 12  # then .87 leaves more room than 0.87
+                text = text.removeprefix("0") if small and digits else text
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=5 if small else 6.5)
     else:
         image = axes.imshow(masked, cmap="viridis", vmin=low, vmax=high, aspect="auto", interpolation="none")
     axes.tick_params(length=0)

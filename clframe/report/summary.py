@@ -72,12 +72,16 @@ class RunSummary:
         """The head asked for, or the primary one; empty when there is none."""
         return asked or next(iter(self.metrics), "")
 
+    def named(self, metric: str) -> str:
+        """The name of a metric in result files, in which that of the score takes the place of the word `accuracy`."""
+        return metric.replace("accuracy", self.score)
+
     def value(self, metric: str, head: str | None = None, restriction: str | None = None) -> Any:
         """A metric of the run as a whole or of a head, by its full name; None when the run doesn't have it."""
         if metric in self.measured:
             return self.measured[metric]
         found = self.metrics.get(self.head(head), {}).get(restriction or self.restriction, {})
-        return found.get(metric.replace("accuracy", self.score))
+        return found.get(self.named(metric))
 
     def number(self, metric: str, head: str | None = None, restriction: str | None = None) -> float | None:
         """One scalar metric, or None when the run doesn't have it."""

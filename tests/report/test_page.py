@@ -79,7 +79,7 @@ def test_it_is_well_formed_and_has_every_part(page: str):
     assert len(ids) == len(set(ids))
     linked = [href[1:] for tag, given in reader.attributes if tag == "a" and (href := given["href"])]
     assert set(linked) <= set(ids)
-    assert len(linked) == 12
+    assert len(linked) == 13
     heads = "".join("".join(reader.texts[level]) for level in ("h1", "h2", "h3", "h4"))
     for part in ("Leaderboard", "Accuracy curves", "Forgetting against plasticity", "final_accuracy against cost",
                  "Differences between methods", "Accuracy matrices", "Confusion by task", "Plasticity", "Probe matrices",
