@@ -156,6 +156,9 @@ def test_names_never_become_markup():
     reader = Reader(text)
     assert reader.open == []
     assert reader.tags.count("script") == 2
+    data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+    assert data
+    assert not set("<>&") & set(data[1])
     assert "img" not in reader.tags
     assert reader.tags.count("style") == 1
     assert "49" not in re.findall(r"window\.hit=1\S*'&(?:amp;)?(\d+)", text)
