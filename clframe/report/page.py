@@ -48,6 +48,7 @@ _READING = (
     "not corrected.",
     "A seed sets the initialisation, the order of training samples and every other random choice of a run; the stream with its order "
     "of classes is part of the scenario, and only runs on the very same stream are compared.",
+    "Below, T is the number of experiences, a[i,j] the accuracy on task j after i of them, and A_i that on everything seen by then.",
 )
 
 
@@ -163,7 +164,9 @@ def _scenario(comparison: Comparison, scenario: ScenarioComparison, key: str, sa
         "pairwise": _pairwise(key, scenario, safe),
         "wide": wide,
         "families": families,
-        "settings": _board(f"{key}-settings", boards.settings_table(scenario), "Settings that differ", head="setting"),
+        "settings": _board(
+            f"{key}-settings", boards.settings_table(scenario), "A dash: no such setting.", head="setting"
+        ),
     }
 
 
