@@ -8,10 +8,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import clframe
 from clframe.cli import main
+from clframe.errors import ConfigurationError
 from tests.cli.conftest import Cli
 
 MINI = ("--scenario.classes", "4", "--scenario.experiences", "2", "--epochs", "4", "--backbone.hidden", "64")
@@ -181,3 +183,24 @@ def test_runs_that_were_only_watched_otherwise_are_one_method(cli: Cli, runs: Pa
     said = cli("compare", *names(runs, "finetune-*"), "--table", "leaderboard", "--format", "csv")
     (row,) = csv.DictReader(io.StringIO(said.out))
     assert row["n"] == "4"
+
+
+# -- figures of one run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_draws_its_own_confusion_and_plasticity(runs: Path) -> None:
+    run = clframe.load(runs / "replay-0")
+    shown = run.plot_confusion().axes[0].collections[0].get_array()
+    counts = np.array(run.metric("task_confusion"))
+    np.testing.assert_allclose(np.asarray(shown).reshape(2, 2), counts / counts.sum(axis=1, keepdims=True))
+    result = run.result | {
+        "run": {"effective_rank": [4.0, 3.0], "dormant_units": {"fc1": [0.0, 0.5], "fc2": [0.1, 0.2]}}
+    }
+    (runs / "replay-0" / "result.json").write_text(json.dumps(result))
+    (line,) = run.plot_plasticity().axes[0].lines
+    np.testing.assert_allclose(line.get_ydata(), [4, 3])
+    figure = run.plot_plasticity("dormant_units")
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["fc1", "fc2"]
+    np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), [0.1, 0.2])
+    with pytest.raises(ConfigurationError, match="has no weight_magnitude over the experiences"):
+        run.plot_plasticity("weight_magnitude")
