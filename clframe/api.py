@@ -12,7 +12,7 @@ from clframe.errors import ConfigurationError, RunDirectoryError
 from clframe.launch.build import build_setup, load_strategy, open_stream, stream_record
 from clframe.launch.pretrain import pretraining, provenance_of, shared_classes, weights_record
 from clframe.models.weights import read_provenance, save_weights
-from clframe.report import Table
+from clframe.report import Comparison, RunSummary
 from clframe.report import compare as compare_summaries
 from clframe.results import Run, metrics_of, open_run, result_of, summary_of
 from clframe.stream import Stream
@@ -209,10 +209,28 @@ def load(directory: str | Path) -> Run:
     return open_run(directory)
 
 
-def compare(runs: Sequence[Run | str | Path], **options: Any) -> Table:
-    """Return a table of runs: mean and deviation over seeds, a row per method."""
-    summaries = [summary_of(r.directory if isinstance(r, Run) else RunDirectory.open(Path(r))) for r in runs]
-    return compare_summaries(summaries, **options)
+def compare(runs: Sequence[Run | str | Path], **options: Any) -> Comparison:
+    """Put runs side by side: grouped over seeds, ranked within a scenario as far as the seeds support it.
+
+    Args:
+        runs: Runs, or their directories; unfinished and damaged ones are shown as such.
+        **options: `metrics` (full names, the first one ranks), `head` and `restriction`.
+
+    Raises:
+        ConfigurationError: There is nothing to compare, or an option doesn't fit.
+        RunDirectoryError: There is no run, or none of them can be read.
+    """
+    summaries: list[RunSummary] = []
+    damaged: dict[str, str] = {}
+    for run in runs:
+        directory = run.directory if isinstance(run, Run) else RunDirectory.open(Path(run))
+        try:
+            summaries.append(summary_of(directory))
+        except RunDirectoryError as error:
+            damaged[str(directory.path)] = str(error)
+    if damaged and not summaries:
+        raise RunDirectoryError("\n".join(damaged.values()))
+    return compare_summaries(summaries, damaged=damaged, **options)
 
 
 def open_scenario(

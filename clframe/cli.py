@@ -189,9 +189,15 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _common(pretrain, download=True)
     compare = command("compare", "table of runs: mean ± std over seeds", _compare)
     compare.add_argument("directories", nargs="+", type=Path, metavar="DIR")
-    compare.add_argument("--format", choices=["text", "markdown", "latex", "csv", "html"], default="text")
-    compare.add_argument("--json", action="store_true", help="columns and rows as JSON, unscaled")
-    compare.add_argument("--metrics", metavar="A,B", help="columns, by full name")
+    compare.add_argument(
+        "--format", choices=["text", "markdown", "latex", "csv", "html"], help="default: what --out ends in, else text"
+    )
+    compare.add_argument("--out", type=Path, metavar="FILE", help="write there; FILE.html is a page with every figure")
+    compare.add_argument(
+        "--table", choices=["leaderboard", "pairwise", "settings", "runs", "environments"], help="this table alone"
+    )
+    compare.add_argument("--json", action="store_true", help="the numbers as JSON, unscaled")
+    compare.add_argument("--metrics", metavar="A,B", help="columns, by full name; the first one ranks")
     compare.add_argument("--head", metavar="NAME", help="report head (default: each run's primary one)")
     compare.add_argument("--restriction", choices=["global", "local", "upto"], help="default: each run's primary one")
     metrics = command("metrics", "compute a run's metrics again from its kept predictions", _metrics)
@@ -428,16 +434,16 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> None:
     from clframe import api
-    from clframe.report import Estimate
     from clframe.tracking.files import to_json
 
     chosen = {"metrics": options.metrics.split(",")} if options.metrics else {}
-    table = api.compare(options.directories, head=options.head, restriction=options.restriction, **chosen)
+    found = api.compare(options.directories, head=options.head, restriction=options.restriction, **chosen)
     if options.json:
-        rows = [[vars(c) if isinstance(c, Estimate) else c for c in row] for row in table.rows]
-        print(to_json({"columns": [c.title for c in table.heads], "rows": rows}))
-        return
-    print(table.render(options.format), end="")
+        print(to_json(found.to_dict()))
+    elif options.out is not None:
+        print(found.save(options.out, options.format, options.table))
+    else:
+        print(found.render(options.format or "text", options.table), end="")
 
 
 def _metrics(options: argparse.Namespace) -> None:
@@ -506,7 +512,7 @@ def _plot_scenario(options: argparse.Namespace) -> None:
     if options.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ConfigurationError(f"--plot: expected a .png, .pdf or .svg file, received {str(options.plot)!r}.")
     stream = open_scenario({**given.get("scenario", {}), "name": options.what[-1]}, data_root=options.data_root)
-    plot_stream(stream).savefig(options.plot, dpi=120)
+    plot_stream(stream).savefig(options.plot, dpi=200)
     print(options.plot)
 
 
