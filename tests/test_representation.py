@@ -19,11 +19,14 @@ from sklearn.preprocessing import StandardScaler
 import clframe
 from clframe.cli import main
 from clframe.errors import ConfigurationError, RunDirectoryError
-from clframe.launch.build import load_strategy
+from clframe.kept_models import choose_samples
+from clframe.launch.build import load_strategy, stream_record
+from clframe.metrics import Tasks
 from clframe.report.representation import FILE, Representation, compare_representations
 from clframe.results import summary_of
 from clframe.strategies.finetune import Finetune
 from clframe.strategy import Tags
+from clframe.stream import SampleTable
 from clframe.testing import synthetic_stream
 from clframe.training.checkpoint import read_checkpoint, unpack
 
@@ -56,28 +59,40 @@ def copied(finished: clframe.Run, tmp_path: Path) -> clframe.Run:
     return clframe.load(tmp_path / "run")
 
 
+def activations(run: clframe.Run, number: int, table: SampleTable, ids: torch.Tensor) -> Any:
+    """What a kept model gives for some samples, from the images on, without anything of the report's code."""
+    setup = load_strategy(run.directory)[0].run.setup
+    state = read_checkpoint(run.directory.checkpoints / f"experience-{number:03d}.pt")
+    network = unpack(state["network"], setup.skeleton).eval()
+    pixels = table.gather(ids).permute(0, 3, 1, 2).float() / 255
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (setup.stream.mean, setup.stream.std))
+    with torch.no_grad():
+        return network((pixels - mean) / deviation, stages=True)
+
+
 @pytest.fixture(scope="module")
 def by_hand(finished: clframe.Run) -> list[dict[str, Any]]:
-    """What every kept model gives, from the images on, without anything of the report's code."""
+    """Features, stages and labels of all samples by every kept model."""
     stream = clframe.open_scenario(DIGITS)
-    train_ids, test_ids = (
-        torch.cat(parts) for parts in ([e.train for e in stream.experiences], [t.test for t in stream.tasks])
-    )
-    strategy, _ = load_strategy(finished.directory)
-    found = []
-    for i in (1, 2, 3):
-        state = read_checkpoint(finished.directory.checkpoints / f"experience-00{i}.pt")
-        network = unpack(state["network"], strategy.run.setup.skeleton).eval()
-        values: dict[str, Any] = {}
-        for name, table, ids in (("train", stream.train, train_ids), ("test", stream.test, test_ids)):
-            pixels = table.gather(ids).permute(0, 3, 1, 2).float() / 255
-            x = (pixels - torch.tensor(stream.mean)[:, None, None]) / torch.tensor(stream.std)[:, None, None]
-            with torch.no_grad():
-                output = network(x, stages=True)
-            values[name], values[f"{name}_labels"] = output.features.double().numpy(), table.targets[ids].numpy()
+    parts = {
+        "train": (stream.train, [e.train for e in stream.experiences]),
+        "test": (stream.test, [t.test for t in stream.tasks]),
+    }
+    found: list[dict[str, Any]] = [{}, {}, {}]
+    for i, values in enumerate(found, 1):
+        for name, (table, ids) in parts.items():
+            output = activations(finished, i, table, torch.cat(ids))
+            values[name] = output.features.double().numpy()
+            values[f"{name}_labels"] = table.targets[torch.cat(ids)].numpy()
             values[f"{name}_stages"] = [s.double().flatten(1).numpy() for s in output.stages]
-        found.append(values)
     return found
+
+
+def changed(run: clframe.Run, **derived: Any) -> Representation:
+    """A report with some other derived numbers."""
+    data = json.loads(json.dumps(report(run).data))
+    data["derived"] |= derived
+    return Representation(data)
 
 
 def hsic(x: np.ndarray, y: np.ndarray) -> float:
@@ -118,9 +133,17 @@ def test_derived_numbers_are_those_of_the_matrix(finished: clframe.Run) -> None:
     np.testing.assert_allclose(found.plasticity[1:], [p[2, 1] - p[1, 1], p[3, 2] - p[2, 2]])
     np.testing.assert_allclose(found.probe_accuracy, p[1:].mean(axis=1))  # tasks of equal size
     assert found.gain == pytest.approx(p[3].mean() - p[1].mean())
+    assert found.scalars()["stability"] == pytest.approx(
+        found.stability[:2].mean()
+    )  # the last task has lost nothing yet
     reached = finished.metric("seen_accuracy")
     np.testing.assert_allclose(found.joint_probe_gap, np.array(reached) - found.data["probe"]["seen_accuracy"])
     assert found.data["classifier"] == {"head": "classifier", "seen_accuracy": reached}
+
+
+def test_the_last_task_has_lost_nothing_yet_and_counts_for_no_mean(finished: clframe.Run) -> None:
+    found = changed(finished, stability=[-0.3, -0.1, 0.0], plasticity=[None, 0.2, 0.4]).scalars()
+    assert (found["stability"], found["plasticity"]) == (pytest.approx(-0.2), pytest.approx(0.3))
 
 
 def test_alignment_is_that_of_the_activations(finished: clframe.Run, by_hand: list[Any]) -> None:
@@ -283,6 +306,32 @@ def test_streams_of_every_kind(tmp_path: Path, scenario: dict[str, Any]) -> None
     assert len(found.table().rows) == 3
 
 
+def test_prototypes_are_of_the_samples_that_taught_the_class() -> None:
+    """Classes that come back, in other domains or again, are followed by their first samples."""
+    again = synthetic_stream(experiences=[[0, 1], [1, 2], [2, 3]], train_per_class=4)
+    domains = synthetic_stream(experiences=[[0, 1], [2, 3]], setting="domain", train_per_class=4)
+    for stream, first in ((again, {0: 0, 1: 0, 2: 1, 3: 2}), (domains, {0: 0, 1: 0})):
+        found = choose_samples(stream, Tasks.from_dict(stream_record(stream)["tasks"]), None, 100)
+        chosen = set(found.train[torch.from_numpy(found.prototypes)].tolist())
+        labels = stream.train.targets
+        expected = {k for c, e in first.items() for k in stream.experiences[e].train.tolist() if labels[k] == c}
+        assert chosen == expected
+        assert len(chosen) < len(found.train)
+
+
+def test_drift_in_a_stream_of_domains_is_that_of_the_first_domain(tmp_path: Path) -> None:
+    stream = synthetic_stream(setting="domain", experiences=[[0, 1], [2, 3]])
+    run = train(tmp_path / "run", scenario=stream, backbone={"name": "mlp", "hidden": [8]})
+    found = report(run, objects={"scenario": stream})
+    ids = stream.experiences[0].train
+    labels = stream.train.targets[ids].numpy()
+    then, now = (activations(run, i, stream.train, ids).features.numpy() for i in (1, 2))
+    for c in (0, 1):
+        old, new = then[labels == c], now[labels == c]
+        moved = np.linalg.norm(new.mean(axis=0) - old.mean(axis=0)) / np.sqrt(np.trace(np.cov(old.T)))
+        assert found.drift_by_class[1, c] == pytest.approx(moved, rel=1e-4)
+
+
 def test_a_run_of_objects_asks_for_them(tmp_path: Path) -> None:
     stream = synthetic_stream()
     run = train(tmp_path / "run", scenario=stream, backbone={"name": "mlp", "hidden": [8]})
@@ -337,18 +386,11 @@ def test_wrong_options_are_refused_before_anything_is_computed(
 # -- several seeds -------------------------------------------------------------------------------------------------------
 
 
-def changed(gain: float, run: clframe.Run) -> Representation:
-    """A report of which only the matrix's gain is another."""
-    data = json.loads(json.dumps(report(run).data))
-    data["derived"]["gain"] = gain
-    return Representation(data)
-
-
 def test_seeds_of_one_setting_are_one_row_with_the_flag(finished: clframe.Run) -> None:
     summary = summary_of(finished.directory)
 
     def line(*gains: float) -> dict[str, str]:
-        runs = [(dataclasses.replace(summary, seed=s), changed(g, finished)) for s, g in enumerate(gains)]
+        runs = [(dataclasses.replace(summary, seed=s), changed(finished, gain=g)) for s, g in enumerate(gains)]
         table = compare_representations(runs)
         assert len(table.rows) == 1
         return dict(zip([c.title for c in table.heads], table.cells()[0], strict=True))
