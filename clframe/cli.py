@@ -497,6 +497,8 @@ def _number(value: Any) -> str:
 
 
 def _representation(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from clframe.report.representation import compare_representations
     from clframe.representation import represent
     from clframe.results import open_run, summary_of
@@ -510,7 +512,7 @@ def _representation(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([{"directory": str(r.path), **f.data} for r, f in zip(runs, found, strict=True)]))
         return
-    tables = [report.table() for report in found]
+    tables = [replace(f.table(), title=f"{f.title}: {r.path}") for r, f in zip(runs, found, strict=True)]
     if len(runs) > 1:
         tables.append(compare_representations([(summary_of(r), f) for r, f in zip(runs, found, strict=True)]))
     print("\n".join(table.render(options.format) for table in tables), end="")

@@ -178,8 +178,10 @@ def _layers(asked: Sequence[str] | None, shown: Sequence[str]) -> list[str]:
     """Return the layers to align, in the order of the computation.
 
     Raises:
-        ConfigurationError: The backbone doesn't show one of them.
+        ConfigurationError: There are none, or the backbone doesn't show one of them.
     """
+    if asked is not None and not asked:
+        raise ConfigurationError(f"layers: expected some of {', '.join(shown)}, received none: leave it out for all.")
     for layer in asked or ():
         if layer not in shown:
             raise ConfigurationError(

@@ -370,6 +370,7 @@ def test_other_data_is_refused(copied: clframe.Run) -> None:
             {"layers": ["stage4"]},
             r"shows stage1, stage2, stage3, features, received 'stage4'.*did you mean|Did you mean",
         ),
+        ({"layers": []}, "received none: leave it out"),
         ({"train_per_class": 0}, "train_per_class"),
         ({"probe": "svm"}, "probe"),
         ({"prob": "knn"}, "probe"),
@@ -412,7 +413,8 @@ def test_the_command_prints_a_table_per_run_and_one_of_all(
     arguments = ["representation", str(finished.path), str(copied.path), "--quiet", "--device", "cpu"]
     assert main(arguments) == 0
     said = capsys.readouterr()
-    assert said.out.count("replay on split_digits, seed 0") == 2
+    for path in (finished.path, copied.path):
+        assert f"replay on split_digits, seed 0: {path}\n" in said.out
     assert "Representations" in said.out
     assert said.err == ""
     assert (copied.path / FILE).read_bytes() == (finished.path / FILE).read_bytes()

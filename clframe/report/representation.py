@@ -156,7 +156,7 @@ class Representation:
 
     def scalars(self) -> dict[str, float]:
         """The numbers that comparisons show; CKA is of the deepest layer, on the test samples of the first experience."""
-        last = self.layers[-1] if self.layers else ""
+        last = self.layers[-1]
         return {
             "probe_accuracy_final": float(self.probe_accuracy[-1]),
             "probe_accuracy_first": float(self.probe_accuracy[0]),
@@ -164,7 +164,7 @@ class Representation:
             "stability": _mean_of(self.stability[self._taught < len(self.probe_accuracy)]),
             "plasticity": _mean_of(self.plasticity),
             "joint_probe_gap": float(self.joint_probe_gap[-1]),
-            "cka_to_first": float(self.cka_to_first["first"][last][-1]) if last else float("nan"),
+            "cka_to_first": float(self.cka_to_first["first"][last][-1]),
             "prototype_drift": float(self.drift[-1]),
         }
 
@@ -175,15 +175,17 @@ class Representation:
     def table(self) -> Table:
         """A row per experience; stability and plasticity are of the tasks that it taught."""
         steps = range(1, len(self.probe_accuracy) + 1)
-        by_task = [[_mean_of(v[self._taught == i]) for i in steps] for v in (self.plasticity, self.stability)]
+        gained, lost = (
+            np.array([_mean_of(v[self._taught == i]) for i in steps]) for v in (self.plasticity, self.stability)
+        )
         last = self.layers[-1]
-        seen = [_array(self.data[who]["seen_accuracy"]) for who in ("classifier", "probe")]
-        numbers = [
+        reached, possible = (_array(self.data[who]["seen_accuracy"]) for who in ("classifier", "probe"))
+        numbers: list[tuple[Column, Float]] = [
             (_percent("probe, all classes"), self.probe_accuracy),
-            (_percent("plasticity"), by_task[0]),
-            (_percent("stability"), by_task[1]),
-            (_percent(f"{self.data['classifier']['head']}, seen"), seen[0]),
-            (_percent("probe, seen"), seen[1]),
+            (_percent("plasticity"), gained),
+            (_percent("stability"), lost),
+            (_percent(f"{self.data['classifier']['head']}, seen"), reached),
+            (_percent("probe, seen"), possible),
             (_percent("gap"), self.joint_probe_gap),
             (_plain("CKA first"), self.cka_to_first["first"][last]),
             (_plain("CKA previous"), self.cka_to_previous["first"][last]),

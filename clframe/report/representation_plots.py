@@ -49,7 +49,7 @@ def plot_cka(layers: Mapping[str, Sequence[float] | Float], *, to: str = "first"
     lowest = float(np.nanmin([np.nanmin(v, initial=1.0) for v in layers.values()]))
     axes.set_ylim(min(0.0, lowest), 1.03)
     axes.set_ylabel(f"CKA with the {'first' if to == 'first' else 'previous'} extractor")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9 if len(layers) <= 7 else 7, ncols=1 if len(layers) <= 7 else 2)
     _finish(axes, title)
     return figure
 
