@@ -43,6 +43,10 @@ The options are those of `clframe run`, without a strategy:
 FILE then serves as `--backbone.weights FILE` of the same backbone with the same options. It says in its metadata
 where it comes from. The same command again continues a pretraining that was stopped.
 """
+_REPRESENTATION_HELP = """\
+The report is kept as representation.json in each run directory; asked again, it is only read, unless --again is given.
+Several runs of one scenario that differ in nothing but the seed are one row of the last table.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,6 +208,27 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     metrics.add_argument("directory", type=Path, metavar="DIR")
     metrics.add_argument("--json", action="store_true", help="everything, as JSON")
     metrics.add_argument("--split", choices=["test", "valid"], default="test")
+    representation = command(
+        "representation",
+        "what extractors keep and gain, from the models of runs with keep_models: probe, CKA, prototype drift",
+        _representation,
+        epilog=_REPRESENTATION_HELP,
+    )
+    representation.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    representation.add_argument("--knn", action="store_true", help="probe by 20 nearest neighbours, which is cheaper")
+    representation.add_argument(
+        "--train-per-class", type=int, metavar="N", help="training images of each class for the probe (default: all)"
+    )
+    representation.add_argument(
+        "--layers", metavar="A,B", help="layers to align, such as stage3,features (default: all)"
+    )
+    representation.add_argument(
+        "--cka-samples", type=int, metavar="N", help="test images per alignment (default: 2000)"
+    )
+    representation.add_argument("--again", action="store_true", help="make the reports anew")
+    representation.add_argument("--device", default="auto", help="cpu, cuda, …; default: a GPU when there is one")
+    representation.add_argument("--format", choices=["text", "markdown", "latex", "csv", "html"], default="text")
+    _common(representation)
     listing = command("list", "name the strategies, scenarios, backbones and metrics", _list)
     listing.add_argument(
         "kind", nargs="?", metavar="KIND", help="strategies, scenarios, backbones or metrics; default all"
@@ -475,6 +500,28 @@ def _number(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(_number(v) for v in value)
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _representation(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from clframe.report.representation import compare_representations
+    from clframe.representation import represent
+    from clframe.results import open_run, summary_of
+
+    asked: dict[str, Any] = {"probe": "knn"} if options.knn else {}
+    asked |= {n: v for n in ("train_per_class", "cka_samples") if (v := getattr(options, n)) is not None}
+    asked |= {} if options.layers is None else {"layers": options.layers.split(",")}
+    how = {"again": options.again, "data_root": options.data_root, "device": options.device}
+    runs = [open_run(path).directory for path in options.directories]
+    found = [represent(run, progress=not options.quiet, **how, **asked) for run in runs]
+    if options.json:
+        print(json.dumps([{"directory": str(r.path), **f.data} for r, f in zip(runs, found, strict=True)]))
+        return
+    tables = [replace(f.table(), title=f"{f.title}: {r.path}") for r, f in zip(runs, found, strict=True)]
+    if len(runs) > 1:
+        tables.append(compare_representations([(summary_of(r), f) for r, f in zip(runs, found, strict=True)]))
+    print("\n".join(table.render(options.format) for table in tables), end="")
 
 
 def _list(options: argparse.Namespace) -> None:

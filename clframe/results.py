@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clframe.models import Network
+    from clframe.report.representation import Representation
     from clframe.strategy import Strategy
 
 __all__ = ["Run", "metrics_of", "predictions_of", "summary_of"]
@@ -248,6 +249,43 @@ class Run:
     def _title(self) -> str:
         config = self.config
         return f"{config['strategy']['name']} on {config['scenario']['name']}, seed {config['seed']}"
+
+    def representation(
+        self,
+        *,
+        again: bool = False,
+        data_root: str | Path | None = None,
+        device: str = "auto",
+        progress: bool = True,
+        objects: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Representation:
+        """Return the stability-plasticity report of the models that the run kept; it needs the data the first time.
+
+        Args:
+            again: Make the report anew, though there is one.
+            data_root: Folders to look for data in.
+            device: Where features are computed.
+            progress: Show a bar (on a terminal) and a line per model.
+            objects: `scenario`, `strategy` or `backbone`, where the run was given an object that has no name.
+            **options: `probe` (`logistic` or `knn`), `train_per_class`, `layers`, `cka_samples`; see
+                `clframe.representation.RepresentationOptions`.
+
+        Raises:
+            ConfigurationError: The run can't give a report, or an option is wrong.
+            RunDirectoryError: The run has kept no models (`keep_models: true` keeps them).
+        """
+        from clframe.representation import represent
+
+        return represent(
+            self.directory,
+            again=again,
+            data_root=data_root,
+            device=device,
+            progress=progress,
+            objects=objects,
+            **options,
+        )
 
     # -- the model ---------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -88,13 +89,23 @@ def sized_figure(
         columns: Axes side by side.
         ratios: Of the rows' heights.
     """
-    from matplotlib.figure import Figure  # here, since it is heavy and only pictures need it
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _figure_type()(figsize=(width, height), layout="constrained")
     made = figure.subplots(rows, columns, height_ratios=ratios)
     for axes in figure.axes:
         _plain_ticks(axes)
     return figure, made
+
+
+@functools.cache
+def _figure_type() -> type[Figure]:
+    """Matplotlib's figure, which Jupyter shows also where nobody has imported pyplot."""
+    from matplotlib.figure import Figure  # here, since it is heavy and only pictures need it
+
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            return to_png(self)
+
+    return ShownFigure
 
 
 def _plain_ticks(axes: Any) -> None:
