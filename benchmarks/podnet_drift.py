@@ -129,7 +129,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         if method != "without" and "without" in present:
             for number in ("drift", "cosine"):
                 gap = paired_difference(_by_seed(rows, method, number), _by_seed(rows, "without", number))
-                notes.append(f"{number}, {method} less without: {gap.statement(digits=3)}.")
+                verdict = "supported" if gap.supported else "not supported"
+                ends = "" if np.isnan(gap.low) else f" (95 % interval {gap.low:+.3f} … {gap.high:+.3f}, {gap.n} seeds)"
+                notes.append(f"{number}, {method} less without: {gap.mean:+.3f}, {verdict}{ends}.")
     return Table(["method", *NUMBERS.values(), Column("n", right=True)], lines, title="Prototype drift", notes=notes)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -249,6 +250,7 @@ def join_ranks(device: str = "auto") -> Ranks:
 
 
 def _leave() -> None:
-    """Close the connections before the interpreter goes: a rank that just ends makes the others' threads abort."""
+    """Close the connections while the interpreter is alive: gloo's threads hold tensors, and abort when it goes first."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    gc.collect()
