@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,7 @@ def _number(file: Path) -> float | None:
 def _gpu_counter(device: torch.device) -> Callable[[], float] | None:
     """Return what reads the joules of a GPU since its driver was loaded, None where NVML isn't installed or can't tell."""
     try:
-        import pynvml
-
+        pynvml = importlib.import_module("pynvml")
         pynvml.nvmlInit()
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         handle: Any = pynvml.nvmlDeviceGetHandleByUUID(uuid)

@@ -18,7 +18,7 @@ Formula = Callable[..., int]
 """Maps an operator's arguments, and its result as `out_val`, to floating-point operations."""
 
 
-class FlopCounter(TorchDispatchMode):
+class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the operations of everything that is computed inside, backward passes too; may be entered again.
 
     It reads shapes and hands every operator on as it is, so that no bit of a result changes. Counted are products of
@@ -36,7 +36,7 @@ class FlopCounter(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -92,4 +92,4 @@ def _new_bytes(tensors: Iterable[Tensor], counted: set[tuple[int, int]]) -> int:
 
 def _place(tensor: Tensor) -> tuple[int, int]:
     """Where a tensor's values begin, also on a device that holds none."""
-    return tensor.untyped_storage()._cdata, tensor.storage_offset()
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset())

@@ -307,6 +307,37 @@ def test_the_account_of_a_resumed_run_is_that_of_an_uninterrupted_one(strategy, 
     assert [timeless(found[i]) for i in (1, 2)] == [timeless(a) for a in accounts(whole)]
 
 
+class Busy(Finetune):
+    """Computes something to make its phases, for their late parts, and after its sixth step."""
+
+    def setup(self):
+        self.steps_ = 0
+
+    def phases(self, experience):
+        torch.randn(3, 4) @ torch.randn(4, 5)
+        return [Phase(name="train", data=lambda: self.late(experience), epochs=4)]
+
+    def late(self, experience):
+        torch.randn(6, 4) @ torch.randn(4, 5)
+        return DataView(experience.train)
+
+    def after_step(self, batch):
+        self.steps_ += 1
+        if self.steps_ == 6:
+            torch.randn(100, 100) @ torch.randn(100, 100)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 7, 15])
+def test_what_a_resume_does_again_is_booked_once(stop_after):
+    options = {"batch_size": 4}  # three steps an epoch
+    whole = accounts(run(Busy(), TWO, **options))
+    assert [a["hook_flops"] for a in whole] == [{"phases": 2 * 60, "start": 2 * 120}] * 2
+    stopped = run(Busy(), TWO, stop_after=stop_after, **options)
+    goes_on = run(Busy(), TWO, state=stopped.recorder.latest(), **options)
+    found = {e["experience"]: e["values"] for r in (stopped, goes_on) for k, e in r.recorder.events if k == "measured"}
+    assert [timeless(found[i]) for i in (1, 2)] == [timeless(a) for a in whole]
+
+
 @pytest.mark.parametrize(
     ("strategy", "backbone"),
     [
