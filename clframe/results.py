@@ -11,6 +11,7 @@ import numpy as np
 from clframe.errors import ConfigurationError, RunDirectoryError
 from clframe.metrics import AccuracyCube, Measured, MetricReport, Predictions, Tasks, compute_from_predictions
 from clframe.report import RunSummary, compare, html_card, plot_curve, plot_matrix
+from clframe.report.cost import cost_table
 from clframe.report.panels import PLASTICITY
 from clframe.tracking.files import read_json
 from clframe.tracking.rundir import RunDirectory
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from clframe.models import Network
     from clframe.report.representation import Representation
+    from clframe.report.tables import Table
     from clframe.strategy import Strategy
 
 __all__ = ["Run", "metrics_of", "predictions_of", "summary_of"]
@@ -244,6 +246,22 @@ class Run:
             raise ConfigurationError(f"The run in {self.path} has no {quantity} over the experiences.")
         named = {name: [curve] for name, curve in curves.items()}
         return plot_curve(named, title=self._title, ylabel=PLASTICITY.get(quantity, quantity), limits=None)
+
+    def cost(self, joint: Run | None = None) -> Table:
+        """Return what every experience cost, and how that compares with joint training.
+
+        Args:
+            joint: A run of joint training on the same stream: after every experience (`every: experience`), or at the end.
+
+        Raises:
+            ConfigurationError: A run didn't measure its cost, or the streams differ.
+        """
+        if joint is not None and joint.directory.stream["fingerprint"] != self.directory.stream["fingerprint"]:
+            raise ConfigurationError(
+                f"The cost expects a joint run on the same stream, received {joint.path}, whose stream differs from that of "
+                f"{self.path}: run joint training on this one."
+            )
+        return cost_table(self.result["run"], None if joint is None else joint.result["run"], title=self._title)
 
     @property
     def _title(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from clframe.metrics.aggregate import Summary, bootstrap_interval, summarise, summarise_curves
 from clframe.metrics.catalogue import CATALOGUE, Metric
 from clframe.metrics.compute import MetricReport, compute_all, compute_from_predictions
+from clframe.metrics.cost import compute_ratio, cumulative_retrain_ratio
 from clframe.metrics.cube import RESTRICTIONS, AccuracyCube
 from clframe.metrics.decomposition import Decomposition, decompose, head_norm_ratio, task_confusion
 from clframe.metrics.differences import MIN_SEEDS, Difference, corrected, holm, paired_difference
@@ -68,7 +69,9 @@ __all__ = [
     "bootstrap_interval",
     "compute_all",
     "compute_from_predictions",
+    "compute_ratio",
     "corrected",
+    "cumulative_retrain_ratio",
     "decompose",
     "final_accuracy",
     "forgetting_class_last",

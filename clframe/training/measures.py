@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from clframe.errors import ConfigurationError, did_you_mean
+from clframe.training.cost import Cost
 from clframe.training.instruments import Instrument
 
 __all__ = ["DEFAULT", "MEASURES", "instruments_for"]
 
-MEASURES: dict[str, Callable[[Sequence[str]], Instrument]] = {}
+MEASURES: dict[str, Callable[[Sequence[str]], Instrument]] = {"cost": lambda _: Cost()}
 """What makes the instrument that measures something, from the names asked of it."""
 
-DEFAULT: tuple[str, ...] = ()
+DEFAULT: tuple[str, ...] = ("cost",)
 """What every run measures."""
 
 

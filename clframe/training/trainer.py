@@ -126,7 +126,8 @@ class Trainer:
                 with self.instruments.work("setup"):
                     self.strategy.setup()
                 if self.setup.evaluate_future:
-                    self._evaluate(0)
+                    with self.instruments.work("evaluation"):
+                        self._evaluate(0)
             for experience in experiences[self.position.experience :]:
                 self._experience(experience)
 
@@ -285,7 +286,8 @@ class Trainer:
             if not self.ranks.first:  # they are the sums over ranks already
                 self._losses = [{n: v if n == "total" else 0 * v for n, v in terms.items()} for terms in self._losses]
         else:
-            self.strategy.before_epoch(phase, epoch)
+            with self.instruments.work("epoch", experience):
+                self.strategy.before_epoch(phase, epoch)
         stepper.begin_epoch(epoch)
         maker, size = self.context.train_maker, self.setup.batch_size
         steps = None if begun.steps is None else begun.steps[epoch]
