@@ -271,6 +271,7 @@ def _train(
     trainer.recorder = recorder
     trainer.checkpoint_seconds = 60 * config.options.checkpoint_minutes
     trainer.keep_models = config.options.keep_models
+    trainer.test = config.options.scored_on == "test"
     trainer.valid = any(len(t.valid) for t in trainer.setup.stream.tasks)
     trainer.stop_after = stop_after
     try:
