@@ -20,6 +20,7 @@ from clframe.results import metrics_of, predictions_of, summary_of
 from clframe.stream import Stream
 from clframe.testing import TinyBackbone, synthetic_stream
 from clframe.tracking.rundir import spec_hash
+from clframe.training.trainer import Stopped
 
 SMALL: dict[str, Any] = {
     "scenario": {"name": "split_digits", "classes": 6, "experiences": 3, "train_per_class": 20, "valid_per_class": 5},
@@ -93,7 +94,8 @@ def sealed(**options: Any) -> Stream:
     stream = synthetic_stream(**options)
     reader = stream.test.images
     assert isinstance(reader, MemoryReader)
-    return dataclasses.replace(stream, test=dataclasses.replace(stream.test, images=_Sealed(reader.gather(torch.arange(len(stream.test))))))  # fmt: skip
+    images = _Sealed(reader.gather(torch.arange(len(stream.test))))
+    return dataclasses.replace(stream, test=dataclasses.replace(stream.test, images=images))
 
 
 def test_scored_on_validation_samples_no_test_image_is_looked_at(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_scored_on_validation_samples_no_test_image_is_looked_at(tmp_path: Path)
 def test_a_stopped_run_of_a_part_resumes_to_the_same_end(tmp_path: Path) -> None:
     options = {"first_experiences": 2, "scored_on": "valid"}
     whole = run(tmp_path / "whole", **options)
-    with pytest.raises(Exception, match="^$"):
+    with pytest.raises(Stopped):
         run(tmp_path / "stopped", stop_after=3, **options)
     resumed = clframe.resume(tmp_path / "stopped", progress=False)
     assert resumed.result["values"] == whole.result["values"]
@@ -126,7 +128,8 @@ def test_a_stopped_run_of_a_part_resumes_to_the_same_end(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"first_experiences": 4}, "first_experiences: expected at most the 3 experiences of the scenario 'split_digits', received 4."),
+        ({"first_experiences": 4}, "first_experiences: expected at most the 3 experiences of the scenario 'split_digits', "
+         "received 4."),
         ({"first_experiences": 0}, "first_experiences: expected int ≥ 1 experiences or None, received 0."),
         ({"scored_on": "train"}, "scored_on: expected 'test' | 'valid', received 'train'."),
         ({"scored_on": "valid", "scenario": "split_digits"}, "scored_on: expected a scenario with validation samples for "
