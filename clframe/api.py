@@ -237,12 +237,16 @@ def sweep(
 
 
 def compare_sweep(made: Sweep) -> Table | None:
-    """Compare the finished runs of a sweep and write the table into its folder; None when there are none."""
+    """Compare the finished runs of a sweep, None when there are none, and write the table into its folder.
+
+    What its searches took is written there too.
+    """
     finished = [run.directory for run in made.runs if run.state == "finished"]
     if not finished:
         return None
     table = compare(finished)
-    write_text(made.plan.out / "comparison.md", table.render("markdown"))
+    tables = [t for t in (table, made.search_table()) if t is not None]
+    write_text(made.plan.out / "comparison.md", "\n\n".join(t.render("markdown").rstrip("\n") for t in tables) + "\n")
     return table
 
 

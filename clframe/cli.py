@@ -172,7 +172,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sweep = command("sweep", "run a plan of strategies and seeds, a process each; finished runs are skipped", _sweep)
     sweep.add_argument("plan", type=Path, metavar="PLAN", help="a YAML file, or a Python file that defines `plan`")
     sweep.add_argument("--executor", metavar="NAME", help="local, slurm or print (default: the plan's, else local)")
-    sweep.add_argument("--processes", type=int, metavar="N", help="runs at a time (default: the plan's, else one per GPU or core)")
+    sweep.add_argument(
+        "--processes", type=int, metavar="N", help="runs at a time (default: the plan's, else one per GPU or core)"
+    )
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and what has become of each")
     sweep.add_argument("--data-root", metavar="DIR", help="where data is looked for")
     pretrain = command(
@@ -418,7 +420,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     sweep = Sweep.read(options.plan, options.data_root, options.executor)
     if options.dry_run:
-        print(sweep.table().to_text())
+        print("\n".join(table.to_text() for table in (sweep.table(), sweep.search_table()) if table is not None))
         return 0
     try:
         failed = sweep.run(options.processes)

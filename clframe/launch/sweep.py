@@ -165,10 +165,11 @@ class Sweep:
         rows: list[list[Cell]] = []
         notes = []
         for search in self.searches:
+            search.advance()
             record, cost, score = search.record, search.cost, search.score
             chosen = ", ".join(f"{n}={_short(v)}" for n, v in (search.chosen or {}).items())
             name = f"{record['strategy']['name']} on {record['scenario']['name']}"
-            shown = chosen or ("nothing could be trained" if search.failed else None)
+            shown = chosen or ("no trial could be scored" if search.failed else None)
             numbers = [int(cost["trials"]), int(cost["steps"]), round(cost["seconds"], 1)]
             rows.append(
                 [name, str(record["backbone"]["name"]), shown, None if score is None else f"{score:.4g}", *numbers]

@@ -57,7 +57,7 @@ class Plan:
         Raises:
             ConfigurationError: Every problem.
         """
-        plan = {str(k): v for k, v in given.items() if v is not None}
+        plan = {str(k): _listed(v) for k, v in given.items() if v is not None}
         problems = _problems(plan)
         chosen = plan.get("executor", "local")
         if executor is not None and not (isinstance(chosen, Mapping) and chosen.get("name") == executor):
@@ -142,6 +142,13 @@ def _tried(problems: list[str], make: Callable[[Any], T], given: Any) -> T | Non
     except ConfigurationError as error:
         problems.append(str(error))
         return None
+
+
+def _listed(value: Any) -> Any:
+    """What Python gives as a tuple or range as the list that YAML gives; the values of a mapping too."""
+    if isinstance(value, Mapping):
+        return {k: _listed(v) for k, v in value.items()}
+    return list(value) if isinstance(value, (tuple, range)) else value
 
 
 def _search(given: Any) -> SearchOptions | None:

@@ -152,6 +152,10 @@ def test_what_the_trials_took_is_counted_and_shown(done: list[str]) -> None:
     assert [row[4:6] for row in table.rows] == [(2, 8), (4, 16)]
     assert table.rows[1][2] == ", ".join(f"{n}={v:.4g}" for n, v in record_of("ewc")["chosen"].items())
     assert "belong to the cost of the method" in table.notes[-1]
+    assert table.render("markdown").strip() in Path("out/comparison.md").read_text()
+    before = Sweep.from_plan(plan(space={"optimizer.lr": [0.2]})).search_table()
+    assert before is not None
+    assert [row[3:6] for row in before.rows] == [(None, 0, 0)] * 2, "nothing has been tried"
 
 
 def test_a_trial_that_diverges_is_no_failure_and_not_tried_again(done: list[str]) -> None:
@@ -171,7 +175,7 @@ def test_a_trial_that_diverges_is_no_failure_and_not_tried_again(done: list[str]
     assert hopeless.runs == ()
     table = hopeless.search_table()
     assert table is not None
-    assert table.rows[0][2] == "nothing could be trained"
+    assert table.rows[0][2] == "no trial could be scored"
 
 
 def test_a_trial_that_was_killed_waits_for_the_next_start_and_the_other_searches_go_on(
