@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from clframe.cli import main
 from clframe.errors import RunDirectoryError
 from clframe.launch.sweep import Sweep, SweepRun
 from clframe.tracking.lock import lock_folder
+from tests.launch.conftest import child
 
 BASE: dict[str, Any] = {
     "scenario": {"name": "split_digits", "classes": 4, "experiences": 2, "train_per_class": 20},
@@ -39,10 +39,6 @@ def write_plan(epochs: int, **more: Any) -> tuple[SweepRun, ...]:
     plan = {"out": "out", "base": {**BASE, "epochs": epochs}, **more}
     Path("plan.yaml").write_text(yaml.safe_dump(plan))
     return Sweep.read("plan.yaml").runs
-
-
-def start(**options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(COMMAND, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
 
 
 def wait_until(what: Callable[[], Any], seconds: float = 90) -> None:
@@ -75,16 +71,16 @@ def epochs_of(run: SweepRun) -> list[tuple[int, int, int]]:
 def test_a_sweep_killed_and_started_again_repeats_nothing(tmp_path: Path) -> None:
     epochs = 400
     first, second, third = write_plan(epochs, seeds=[0, 1, 2], processes=1)
-    with start() as process:
+    with child(COMMAND) as process:
         wait_until(lambda: first.state == "finished" and checkpointed(second))
-        child = process_of(second)
+        worker = process_of(second)
         process.kill()
         process.wait()
-    wait_until(lambda: gone(child), 5)  # a run ends with its sweep, or it would be in the next one's way
+    wait_until(lambda: gone(worker), 5)  # a run ends with its sweep, or it would be in the next one's way
     assert [r.state for r in (first, second, third)] == ["finished", "unfinished", "missing"]
     kept = epochs_of(second)
     stamp = (first.directory / "result.json").stat().st_mtime_ns
-    with start() as process:
+    with child(COMMAND) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert [line.split()[0] for line in err.splitlines()] == ["1/2", "2/2"]
@@ -100,7 +96,7 @@ def test_a_sweep_killed_and_started_again_repeats_nothing(tmp_path: Path) -> Non
 
 def test_a_worker_that_is_killed_is_told_the_others_go_on_and_it_resumes() -> None:
     first, second = write_plan(1500, seeds=[0, 1], processes=2)
-    with start() as process:
+    with child(COMMAND) as process:
         wait_until(lambda: checkpointed(first))
         os.kill(process_of(first), signal.SIGKILL)
         out, err = process.communicate(timeout=120)
@@ -109,7 +105,7 @@ def test_a_worker_that_is_killed_is_told_the_others_go_on_and_it_resumes() -> No
     assert f"{first.name}: failed: ended by signal SIGKILL (see {first.log})" in err
     assert f"{first.name}: ended by signal SIGKILL (see {first.log})" in out
     assert not first.diverged
-    with start() as process:
+    with child(COMMAND) as process:
         _, err = process.communicate(timeout=120)
     assert (process.returncode, first.state) == (0, "finished"), err
     assert not first.log.exists()
@@ -118,7 +114,7 @@ def test_a_worker_that_is_killed_is_told_the_others_go_on_and_it_resumes() -> No
 
 def test_two_sweeps_in_one_folder_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:
     (run,) = write_plan(100000)
-    with start() as process:
+    with child(COMMAND) as process:
         wait_until(lambda: checkpointed(run))
         before = (run.directory / "config.yaml").stat().st_mtime_ns
         assert main(["sweep", "plan.yaml"]) == 4
@@ -143,7 +139,7 @@ def test_out_of_space_every_run_says_so_and_later_all_is_done(tmp_path: Path) ->
     def no_space() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (12000, resource.RLIM_INFINITY))
 
-    with start(preexec_fn=no_space) as process:
+    with child(COMMAND, preexec_fn=no_space) as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     assert [r.state for r in runs] == ["failed", "failed"]
@@ -151,7 +147,7 @@ def test_out_of_space_every_run_says_so_and_later_all_is_done(tmp_path: Path) ->
         assert "latest.pt can't be written" in run.complaint, run.complaint
         assert f"{run.name}: failed: {run.complaint}" in err
     assert "Traceback" not in out + err
-    with start() as process:
+    with child(COMMAND) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert [r.state for r in runs] == ["finished", "finished"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from clframe.errors import ConfigurationError
 from clframe.launch.executors import slurm as module
 from clframe.launch.sweep import Sweep, SweepRun
 from tests.fakes import hear_interrupts
-from tests.launch.conftest import Cluster, ask
+from tests.launch.conftest import Cluster, ask, child
 
 BASE: dict[str, Any] = {
     "scenario": {"name": "split_digits", "classes": 4, "experiences": 2, "train_per_class": 20},
@@ -104,9 +103,7 @@ def test_a_preempted_job_goes_on_from_its_checkpoint(slurm: Cluster, how: str) -
     base = {**BASE, "epochs": 3000}
     made = Sweep.from_plan(plan(base))
     (run,) = made.runs
-    with subprocess.Popen(
-        [sys.executable, "-c", f"import clframe; clframe.sweep({plan(base)!r})"], stderr=subprocess.PIPE, text=True
-    ) as watcher:
+    with child([sys.executable, "-c", f"import clframe; clframe.sweep({plan(base)!r})"]) as watcher:
         wait_until(lambda: (run.directory / "checkpoints" / "latest.pt").exists())
         (job,) = json.loads(Path("out/.sweep/jobs.json").read_text()).values()
         assert run.state == "unfinished"
@@ -130,11 +127,7 @@ def test_a_cancelled_job_is_told_with_its_log_and_the_watcher_can_go_and_come_ba
     first, second = Sweep.read("plan.yaml").runs
     command = [sys.executable, "-m", "clframe", "sweep", "plan.yaml"]
 
-    def watch() -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, preexec_fn=hear_interrupts)
-
-    with watch() as process:
+    with child(command, preexec_fn=hear_interrupts) as process:
         wait_until(lambda: first.begun and second.begun)
         jobs = json.loads(Path("out/.sweep/jobs.json").read_text())
         process.send_signal(signal.SIGINT)
@@ -146,7 +139,7 @@ def test_a_cancelled_job_is_told_with_its_log_and_the_watcher_can_go_and_come_ba
         f"(`scancel {left}` ends them)."
     )
     assert sorted(slurm.jobs()) == sorted(f"{job} RUNNING" for job in jobs.values())
-    with watch() as process:
+    with child(command, preexec_fn=hear_interrupts) as process:
         wait_until(lambda: "process" in Path("out/.sweep/lock").read_text())
         time.sleep(5)
         assert json.loads(Path("out/.sweep/jobs.json").read_text()) == jobs, "nothing was submitted again"

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
 from clframe.errors import ClframeError
 from clframe.launch.executors.base import Executor, Update, Work
@@ -29,7 +29,7 @@ _MOMENT = 0.05
 class _Started:
     process: subprocess.Popen[bytes]
     gpu: str | None
-    said: Path
+    said: IO[bytes]
 
 
 class Local(Executor):
@@ -47,22 +47,21 @@ class Local(Executor):
         count = work.processes or len(gpus) or max(1, len(os.sched_getaffinity(0)) // work.threads)
         waiting = list(work.runs)
         active: dict[SweepRun, _Started] = {}
-        with tempfile.TemporaryDirectory(prefix="clframe-sweep-") as folder:
-            try:
-                while waiting or active:
-                    while waiting and len(active) < count:
-                        run = waiting.pop(0)
-                        gpu = _freest(gpus, active.values()) if _pinned(run) else None
-                        active[run] = _start(run, work, gpu, Path(folder))
-                        yield Update(run, "running")
-                    ended = [run for run, started in active.items() if started.process.poll() is not None]
-                    for run in ended:
-                        yield _outcome(run, active.pop(run))
-                    if not ended:
-                        yield None
-                        time.sleep(_MOMENT)
-            finally:
-                _stop([started.process for started in active.values()])
+        try:
+            while waiting or active:
+                while waiting and len(active) < count:
+                    run = waiting.pop(0)
+                    gpu = _freest(gpus, active.values()) if _pinned(run) else None
+                    active[run] = _start(run, work, gpu)
+                    yield Update(run, "running")
+                ended = [run for run, started in active.items() if started.process.poll() is not None]
+                for run in ended:
+                    yield _outcome(run, active.pop(run))
+                if not ended:
+                    yield None
+                    time.sleep(_MOMENT)
+        finally:
+            _stop(list(active.values()))
 
 
 def visible_gpus() -> list[str]:
@@ -86,31 +85,32 @@ def _freest(gpus: Sequence[str], active: Iterable[_Started]) -> str | None:
     return min(gpus, key=lambda gpu: taken[gpu], default=None)
 
 
-def _start(run: SweepRun, work: Work, gpu: str | None, folder: Path) -> _Started:
+def _start(run: SweepRun, work: Work, gpu: str | None) -> _Started:
     environment = {**os.environ, "OMP_NUM_THREADS": str(work.threads)}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    said = folder / f"{run.name}.log"
-    with said.open("wb") as stream:
-        process = subprocess.Popen(
-            [*work.command(run), "--parent", str(os.getpid())],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stream,
-            process_group=0,  # Ctrl-C reaches this process alone, which stops the others in order
-        )
+    said = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended; it has no name to be left behind
+    process = subprocess.Popen(
+        [*work.command(run), "--parent", str(os.getpid())],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+        process_group=0,  # Ctrl-C reaches this process alone, which stops the others in order
+    )
     return _Started(process, gpu, said)
 
 
 def _outcome(run: SweepRun, started: _Started) -> Update:
     """Say how a process ended; of one that couldn't keep what it said, keep that."""
     code = started.process.returncode
+    with started.said as stream:
+        stream.seek(0)
+        said = stream.read().decode(errors="replace")
     if code == 0:
         return Update(run, "finished")
     if run.state == "failed":
         return Update(run, "failed", run.complaint)
-    said = started.said.read_text(encoding="utf-8", errors="replace")
     ended = f"ended by signal {signal.Signals(-code).name}" if code < 0 else ""
     try:
         run.keep_log(said, None if code < 0 else code, ended)
@@ -120,15 +120,16 @@ def _outcome(run: SweepRun, started: _Started) -> Update:
     return Update(run, "failed", run.complaint)
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _stop(active: Sequence[_Started]) -> None:
     """Ask processes to end, wait for them, and end those that don't."""
-    for process in processes:
+    for started in active:
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
+            started.process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + _PATIENCE
-    for process in processes:
+    for started in active:
         try:
-            process.wait(max(0.0, deadline - time.monotonic()))
+            started.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            started.process.kill()
+            started.process.wait()
+        started.said.close()
