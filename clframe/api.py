@@ -1,4 +1,4 @@
-"""The Python API: `run`, `plan`, `resume`, `load`, `compare`, `pretrain`."""
+"""The Python API: `run`, `plan`, `resume`, `load`, `compare`, `pretrain`, `sweep`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from clframe.config import RunConfig, resolve
 from clframe.errors import ConfigurationError, RunDirectoryError
 from clframe.launch.build import build_setup, check_same_stream, load_strategy, open_stream, stream_record
 from clframe.launch.pretrain import pretraining, provenance_of, shared_classes, weights_record
+from clframe.launch.sweep import Sweep
+from clframe.launch.sweep_plan import read_plan
 from clframe.models.weights import read_provenance, save_weights
 from clframe.report import Comparison, RunSummary
 from clframe.report import compare as compare_summaries
 from clframe.results import Run, metrics_of, open_run, result_of, summary_of
 from clframe.stream import Stream
 from clframe.tracking.environment import environment
-from clframe.tracking.files import write_json
+from clframe.tracking.files import write_json, write_text
 from clframe.tracking.progress import Progress
 from clframe.tracking.recorder import RunRecorder
 from clframe.tracking.rundir import RunDirectory, Tracker, run_name
@@ -27,7 +29,7 @@ from clframe.training.plan import memory_bytes, plan_phases
 from clframe.training.ranks import join_ranks
 from clframe.training.trainer import Trainer
 
-__all__ = ["Plan", "compare", "load", "open_scenario", "plan", "pretrain", "resume", "run"]
+__all__ = ["Plan", "compare", "load", "open_scenario", "plan", "pretrain", "resume", "run", "sweep"]
 
 
 def run(
@@ -228,6 +230,45 @@ def compare(runs: Sequence[Run | str | Path], **options: Any) -> Comparison:
     return compare_summaries(summaries, damaged=damaged, **options)
 
 
+def sweep(
+    plan: Mapping[str, Any] | str | Path,
+    *,
+    data_root: str | Path | None = None,
+    processes: int | None = None,
+    executor: str | None = None,
+) -> Sweep:
+    """Do the runs of a plan that are missing, and return it with the runs' states.
+
+    Args:
+        plan: A mapping, as `clframe.launch.sweep.Sweep.from_plan` takes it, or the path of a YAML or Python file.
+        data_root: Folders to look for data in.
+        processes: Runs at a time; None means the plan's.
+        executor: `local`, `slurm` or `print`; None means the plan's.
+
+    Raises:
+        ClframeError: Something can't be run, raised before the first run starts; or another sweep uses the folder.
+    """
+    given = plan if isinstance(plan, Mapping) else read_plan(plan)
+    made = Sweep.from_plan(given, data_root, executor)
+    made.run(processes)
+    compare_sweep(made)
+    return made
+
+
+def compare_sweep(made: Sweep) -> Comparison | None:
+    """Compare the finished runs of a sweep, None when there are none, and write the tables into its folder.
+
+    What its searches took is written there too.
+    """
+    finished = [run.directory for run in made.runs if run.state == "finished"]
+    if not finished:
+        return None
+    comparison, searches = compare(finished), made.search_table()
+    parts = [comparison.render("markdown"), *([] if searches is None else [searches.render("markdown")])]
+    write_text(made.plan.out / "comparison.md", "\n\n".join(part.rstrip("\n") for part in parts) + "\n")
+    return comparison
+
+
 def open_scenario(
     scenario: Any, *, data_root: str | Path | None = None, download: bool = False, **options: Any
 ) -> Stream:
@@ -287,6 +328,7 @@ def _train(
     """Run a trainer to its end and write the result; of several ranks the first one writes."""
     trainer.checkpoint_seconds = 60 * config.options.checkpoint_minutes
     trainer.keep_models = config.options.keep_models
+    trainer.test = config.options.scored_on == "test"
     trainer.valid = any(len(t.valid) for t in trainer.setup.stream.tasks)
     trainer.stop_after = stop_after
     if not trainer.ranks.first:

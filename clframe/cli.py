@@ -174,8 +174,11 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     resume.add_argument("directory", type=Path, metavar="DIR")
     _common(resume)
     sweep = command("sweep", "run a plan of strategies and seeds, a process each; finished runs are skipped", _sweep)
-    sweep.add_argument("plan", type=Path, metavar="PLAN.yaml")
-    sweep.add_argument("--processes", type=int, metavar="N", help="runs at a time (default: the plan's, else 1)")
+    sweep.add_argument("plan", type=Path, metavar="PLAN", help="a YAML file, or a Python file that defines `plan`")
+    sweep.add_argument("--executor", metavar="NAME", help="local, slurm or print (default: the plan's, else local)")
+    sweep.add_argument(
+        "--processes", type=int, metavar="N", help="runs at a time (default: the plan's, else one per GPU or core)"
+    )
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and what has become of each")
     sweep.add_argument("--data-root", metavar="DIR", help="where data is looked for")
     pretrain = command(
@@ -443,17 +446,23 @@ def _print_plan(plan: Any, as_json: bool) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from clframe.api import compare_sweep
     from clframe.launch.sweep import Sweep
 
-    sweep = Sweep.read(options.plan, data_root=options.data_root)
+    sweep = Sweep.read(options.plan, options.data_root, options.executor)
     if options.dry_run:
-        print(sweep.table().to_text())
+        print("\n".join(table.to_text() for table in (sweep.table(), sweep.search_table()) if table is not None))
         return 0
     try:
         failed = sweep.run(options.processes)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command continues the sweep.") from None
-    print(sweep.table().to_text())
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"interrupted; {stop or 'the same command continues the sweep'}.") from None
+    if not sweep.plan.executor.only_writes:
+        print("\n".join(table.to_text() for table in (sweep.table(), sweep.search_table()) if table is not None))
+        comparison = compare_sweep(sweep)
+        if comparison is not None:
+            print(comparison)
+            print(f"every figure: {comparison.save(sweep.plan.out / 'report.html')}")
     return 1 if failed else 0
 
 

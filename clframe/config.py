@@ -57,6 +57,17 @@ class RunOptions(Configurable):
         help="Features of a network that is frozen as a whole; auto: kept, on disk where other runs can use them; off: "
         "computed anew each time.",
     )
+    first_experiences: int | None = field(
+        default=None,
+        ge=1,
+        unit="experiences",
+        help="Run only so many experiences, the first of the scenario's; none: all. For choosing hyperparameters.",
+    )
+    scored_on: Literal["test", "valid"] = field(
+        default="test",
+        help="Samples that the metrics are of; valid: only those that the scenario set aside for validation, and no test "
+        "sample is looked at.",
+    )
     evaluate_future: bool = field(
         default=False, help="Score unseen tasks and the untrained model too (forward transfer)."
     )

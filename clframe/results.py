@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["Run", "metrics_of", "predictions_of", "summary_of"]
 
 
-def predictions_of(directory: RunDirectory, split: str = "test") -> dict[str, dict[int, Predictions]]:
+def predictions_of(directory: RunDirectory, split: str | None = None) -> dict[str, dict[int, Predictions]]:
     """Read the kept predictions of a run: `{head: {experiences trained: predictions}}`, primary head first.
+
+    Of the split `test` or `valid`; None means the one that the run is scored on.
 
     Only the evaluations that the event log knows count, so that files of a stretch that is to be trained again are
     left out.
@@ -38,7 +40,7 @@ def predictions_of(directory: RunDirectory, split: str = "test") -> dict[str, di
     Raises:
         RunDirectoryError: A file is missing or damaged; names it.
     """
-    folder = directory.predictions / split
+    folder = directory.predictions / (split or scored_split(directory))
     order: list[str] = []
     done: list[int] = []
     for event in directory.events():
@@ -53,7 +55,12 @@ def predictions_of(directory: RunDirectory, split: str = "test") -> dict[str, di
     return {head: kept for head, kept in found.items() if kept}
 
 
-def metrics_of(directory: RunDirectory, split: str = "test") -> MetricReport:
+def scored_split(directory: RunDirectory) -> str:
+    """Return the split that a run's metrics are of: `test`, or `valid` where it was asked for."""
+    return str(directory.config.get("scored_on", "test"))
+
+
+def metrics_of(directory: RunDirectory, split: str | None = None) -> MetricReport:
     """Compute every metric of a run from its kept predictions; no model is needed."""
     stream = directory.stream
     norms: dict[str, dict[int, ArrayLike]] = {}
@@ -80,7 +87,13 @@ def result_of(directory: RunDirectory, report: MetricReport, counters: Mapping[s
         "head": next(iter(report.values), None),
         "restriction": "local" if stream["setting"] == "task" else "global",
     }
-    return {"schema": 1, "stream": "test", "primary": primary, **report.to_dict(), "counters": dict(counters)}
+    return {
+        "schema": 1,
+        "stream": scored_split(directory),
+        "primary": primary,
+        **report.to_dict(),
+        "counters": dict(counters),
+    }
 
 
 _SEEDS = ("seed", "init_seed", "data_seed")

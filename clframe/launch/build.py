@@ -32,10 +32,23 @@ _ON_FEATURES = ", or on features of such weights no network at all (--backbone m
 
 
 def open_stream(config: RunConfig, data_root: Any, download: bool) -> Stream:
-    """Build the scenario's stream, or take one that was given in Python."""
-    if isinstance(config.scenario, Stream):
-        return config.scenario
-    return EngineServices(config.options).build(config.scenario, DataRoot.resolve(data_root), download=download)
+    """Build the scenario's stream, or take one that was given in Python; cut to what the run options ask for.
+
+    Raises:
+        ConfigurationError: There are fewer experiences than `first_experiences`, or no samples that `scored_on` asks for.
+    """
+    options = config.options
+    stream = config.scenario
+    if not isinstance(stream, Stream):
+        stream = EngineServices(options).build(stream, DataRoot.resolve(data_root), download=download)
+    if options.first_experiences is not None:
+        stream = stream.first(options.first_experiences)
+    if options.scored_on == "valid" and not any(len(t.valid) for t in stream.tasks):
+        raise ConfigurationError(
+            f"scored_on: expected a scenario with validation samples for valid, but {stream.name!r} sets none aside: give "
+            "scenario.valid_per_class, or leave scored_on at test."
+        )
+    return stream
 
 
 def check_same_stream(directory: RunDirectory, stream: Stream) -> None:

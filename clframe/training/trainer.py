@@ -19,7 +19,6 @@ from clframe.evaluation import Columns, evaluate
 from clframe.memory import ExemplarMemory
 from clframe.strategy import BegunPhase, DataView, ParameterGroup, Phase, Strategy, TensorView
 from clframe.stream import Experience
-from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import pack, restore_strategy, strategy_state, unpack
 from clframe.training.context import Context, Setup
 from clframe.training.instruments import Instruments
@@ -72,7 +71,8 @@ class Trainer:
         recorder: Takes events, predictions and checkpoints.
         checkpoint_seconds: Longest time between two checkpoints inside an epoch.
         keep_models: Keep the checkpoint after every experience.
-        valid: Score validation samples too.
+        test: Score test samples.
+        valid: Score validation samples: also, or instead.
         stop_after: Save and raise `Stopped` after so many optimiser steps of this process.
     """
 
@@ -83,6 +83,7 @@ class Trainer:
         *,
         checkpoint_seconds: float = 300.0,
         keep_models: bool = False,
+        test: bool = True,
         valid: bool = False,
         stop_after: int | None = None,
     ) -> None:
@@ -90,6 +91,7 @@ class Trainer:
         self.recorder = recorder
         self.checkpoint_seconds = checkpoint_seconds
         self.keep_models = keep_models
+        self.test = test
         self.valid = valid
         self.stop_after = stop_after
         self.strategy = setup.strategy
@@ -387,16 +389,15 @@ class Trainer:
     def _evaluate(self, after: int) -> None:
         stream, setup = self.setup.stream, self.setup
         tasks = [t for t in stream.tasks if setup.evaluate_future or t.available_after <= after]
-        splits: list[tuple[str, BatchMaker]] = [("test", self.context.test_maker)]
-        if self.valid:
-            splits.append(("valid", self.context.train_maker))
+        makers = {"test": self.context.test_maker, "valid": self.context.train_maker}
+        splits: list[str] = ["test"] * self.test + ["valid"] * self.valid
         cache = self.context.feature_cache(setup.precision)
         with isolated(), autocast(setup):
-            for split, maker in splits:
+            for split in splits:
                 heads = evaluate(
                     self.strategy,
                     stream,
-                    maker,
+                    makers[split],
                     tasks,
                     split=split,
                     batch_size=setup.eval_batch_size,
@@ -404,7 +405,7 @@ class Trainer:
                     ranks=self.ranks,
                 )
                 summary = self.recorder.predictions(split, after, heads)
-                if split == "test":
+                if split == splits[0]:  # what the run is scored by
                     norms = _head_norms(self.strategy)
                     values = {"experience": after, "heads": list(heads), **summary, "head_norms": norms}
                     self.recorder.event("evaluation", values)
