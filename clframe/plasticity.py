@@ -6,6 +6,7 @@ Nothing here knows of a run; `clframe.training.plasticity` says what a run gives
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -144,7 +145,7 @@ def weight_distance(weights: Mapping[str, Tensor], initial: Mapping[str, Tensor]
         for name, w in weights.items()
         if name in initial and initial[name].shape == w.shape
     ]
-    return sum(squares) ** 0.5
+    return math.sqrt(sum(squares))
 
 
 def largest_eigenvalue(

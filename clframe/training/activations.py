@@ -16,9 +16,10 @@ from clframe.plasticity import mean_absolute
 
 __all__ = ["eval_mode", "watch_network"]
 
-_ACTIVATIONS = frozenset(
-    ["relu", "gelu", "tanh", "leaky_relu", "elu", "silu", "hardtanh", "hardswish", "mish", "softplus", "celu", "_prelu_kernel", "prelu"]
-)
+_ACTIVATIONS = frozenset({
+    "relu", "leaky_relu", "prelu", "_prelu_kernel", "elu", "celu", "gelu", "silu", "mish", "softplus", "tanh", "hardtanh",
+    "hardswish",
+})  # fmt: skip
 """Elementwise nonlinearities of PyTorch by the name of the operation; a sigmoid is a gate, a softmax attention."""
 
 
@@ -64,11 +65,11 @@ def watch_network(network: Network, x: Tensor) -> tuple[Tensor, dict[str, Tensor
             hook.remove()
 
 
-class _Watcher(TorchDispatchMode):
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation, and knows within which module it runs."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.levels: dict[str, Tensor] = {}
         self._within: list[str] = []
         self._calls: Counter[str] = Counter()

@@ -257,6 +257,10 @@ class LearningPace(Instrument):
         """Score the batch by the first forward pass of the step that learns from it."""
         self._logits = None
         yield
+        self._note(batch)
+
+    def _note(self, batch: Batch) -> None:
+        """Keep the score of a step of classification whose first pass through the network was that of its batch."""
         logits, self._logits = self._logits, None
         ranks, weight = self.context.setup.ranks, 1.0
         if ranks.several:

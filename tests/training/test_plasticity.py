@@ -249,7 +249,9 @@ def test_distance_is_from_where_each_weight_began() -> None:
 
     moved.instruments.phase = noted
     moved.run()
-    expected = sum(float((p - start[n]).square().sum()) for n, p in moved.strategy.network.named_parameters()) ** 0.5
+    expected = (
+        sum(float((p.detach() - start[n]).square().sum()) for n, p in moved.strategy.network.named_parameters()) ** 0.5
+    )
     assert measured(moved)[1]["weight_distance"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -338,7 +340,9 @@ def test_curvature_of_a_softmax_is_that_of_the_whole_hessian() -> None:
 
     blocks = torch.autograd.functional.hessian(loss, values)
     sizes = [v.numel() for v in values]
-    whole = torch.cat([torch.cat([blocks[i][j].reshape(m, n) for j, n in enumerate(sizes)], 1) for i, m in enumerate(sizes)])
+    whole = torch.cat(
+        [torch.cat([blocks[i][j].reshape(m, n) for j, n in enumerate(sizes)], 1) for i, m in enumerate(sizes)]
+    )
     assert measured(made)[0]["curvature"] == pytest.approx(float(np.linalg.eigvalsh(whole.numpy()).max()), rel=1e-2)
 
 
