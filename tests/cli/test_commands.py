@@ -159,7 +159,7 @@ def test_a_dry_run_shows_stream_phases_steps_and_memory_and_writes_nothing(
 ) -> None:
     said = cli("run", "--dry-run", "--strategy", "replay", *mini)
     assert said.code == 0
-    for part in ("experience", "phase", "optimiser steps in all", "memory: model", "exemplars", "memory_size: 200"):
+    for part in ("experience", "phase", "optimiser steps in all", "memory: deployed", "exemplars", "memory_size: 200"):
         assert part in said.out
     assert tree(tmp_path) == {}
 

@@ -291,6 +291,7 @@ def trainer_of(strategy, backbone, stream=None, **options) -> Trainer:
         "batch_size": 4,
         "eval_batch_size": 8,
         "augmentation": "none",
+        "measure": "none",  # which sends two samples of noise through the network
         **options,
     }
     config = resolve({"scenario": stream, "strategy": strategy, "backbone": backbone, **chosen})
