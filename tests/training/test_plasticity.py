@@ -352,6 +352,6 @@ def test_a_vit_has_a_curvature() -> None:
 
 
 def test_a_dry_run_measures_nothing() -> None:
-    setup = make_setup(Finetune(epochs=1), TWO, backbone=MLP(hidden=[4]))
+    setup = make_setup(Finetune(epochs=1), TWO, backbone=MLP(hidden=[4]), measure=["dormant_units", "gradient_norm"])
     made = Trainer(dataclasses.replace(setup, dry=True), MemoryRecorder())
     assert made.instruments.report(setup.stream.experiences[0]) == {}
