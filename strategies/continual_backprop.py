@@ -108,7 +108,8 @@ class ContinualBackprop(RecyclingStrategy):
         """Add the mean contribution of some units to the biases of those who read them."""
         for weight, bias in zip(units.outgoing, units.biases, strict=True):
             if bias is not None:
-                bias += weight[:, index].flatten(2).sum(2) @ mean if weight.dim() > 2 else weight[:, index] @ mean
+                read = weight[:, index]
+                bias.add_((read.flatten(2).sum(2) if read.dim() > 2 else read) @ mean)
 
 
 def _per_unit(weight: Tensor) -> Tensor:
