@@ -108,8 +108,8 @@ class ContinualBackprop(RecyclingStrategy):
         """Add the mean contribution of some units to the biases of those who read them."""
         for weight, bias in zip(units.outgoing, units.biases, strict=True):
             if bias is not None:
-                given = weight[:, index].flatten(2).sum(2) if weight.dim() > 2 else weight[:, index]
-                bias.add_(given @ mean)
+                read = weight[:, index]
+                bias.add_((read.flatten(2).sum(2) if read.dim() > 2 else read) @ mean)
 
 
 def _per_unit(weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from clframe.models import Network
 from clframe.plasticity import mean_absolute
@@ -17,10 +17,10 @@ from clframe.plasticity import mean_absolute
 __all__ = ["eval_mode", "watch_network"]
 
 _ACTIVATIONS = frozenset({
-    "relu", "leaky_relu", "prelu", "_prelu_kernel", "elu", "celu", "gelu", "silu", "mish", "softplus", "tanh", "hardtanh",
-    "hardswish",
+    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh",
+    "hardtanh", "hardswish",
 })  # fmt: skip
-"""Elementwise nonlinearities of PyTorch by the name of the operation; a sigmoid is a gate, a softmax attention."""
+"""Elementwise nonlinearities of PyTorch by the name of the function; a sigmoid is a gate, a softmax attention."""
 
 
 @contextlib.contextmanager
@@ -65,8 +65,8 @@ def watch_network(network: Network, x: Tensor) -> tuple[Tensor, dict[str, Tensor
             hook.remove()
 
 
-class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation, and knows within which module it runs."""
+class _Watcher(TorchFunctionMode):
+    """Sees every call of PyTorch, and knows within which module it is made."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -83,12 +83,12 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(True for _ in module.parameters(recurse=False)):  # what comes next is of this layer's layout
             self._last_dim = isinstance(module, nn.Linear)
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run the operation, and take the level of what an activation gives before anything can overwrite it."""
+        """Make the call, and take the level of what an activation gives before anything can overwrite it."""
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__.removesuffix("_") in _ACTIVATIONS and out.dim() > 1:
+        if getattr(func, "__name__", "").removesuffix("_") in _ACTIVATIONS and out.dim() > 1:
             where = self._within[-1] if self._within else "network"
             self._calls[where] += 1
             number = self._calls[where]
