@@ -69,7 +69,7 @@ class _Watcher(TorchFunctionMode):
     """Sees every call of PyTorch, and knows within which module it is made."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.levels: dict[str, Tensor] = {}
         self._within: list[str] = []
         self._calls: Counter[str] = Counter()
