@@ -33,7 +33,7 @@ import clframe
 from clframe import registry
 from clframe.config import merged, resolve
 from clframe.launch.sweep import Sweep, SweepRun
-from clframe.metrics import paired_difference, summarise
+from clframe.metrics import paired_difference
 from clframe.models.weights import file_digest, read_provenance
 from clframe.report import Column, Estimate, Table
 from clframe.results import Run, metrics_of
@@ -212,8 +212,7 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def _over_seeds(runs: Sequence[dict[str, Any]], name: str) -> Estimate:
-    found = summarise({r["seed"]: r["heads"][r["primary"]][name] for r in runs})
-    return Estimate(found.mean, found.std)
+    return Estimate.over({r["seed"]: r["heads"][r["primary"]][name] for r in runs})
 
 
 def record(chosen: Iterable[tuple[str, str, int]], weights: dict[str, Path], runs: Path, out: Path) -> dict[str, Any]:

@@ -108,8 +108,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "agem": {"strategy": {"name": "agem", **STEP}},
     # 64 epochs over 250 exemplars present about as much as 12 over an experience and them
     "gdumb": {"strategy": {"name": "gdumb", **MEMORY}, "epochs": 64},
+    # λ_s by `der_masks.py`: the best of its grid on held-out samples of the first experience
     "der_masks": {
-        "strategy": {"name": "der", "masks": True, **MEMORY},
+        "strategy": {"name": "der", "masks": True, "sparsity": 6.0, **MEMORY},
         "head": {"bias": False, "init": "kaiming_normal"},
     },
 }

@@ -332,6 +332,10 @@ What `benchmarks/scenarios.py` recorded: small runs that show every scenario at 
 where samples come once), *forgetting* the mean drop of a task from its best; in percent, of a method's primary head, mean ±
 sample standard deviation over seeds. Where the stream gives task ids, accuracy is within the task. A regression stream shows
 its squared error, and its growth, instead. Training time is wall-clock on one thread of a machine that ran other things too.
+
+Methods for pretrained networks have weights of `benchmarks/pretrained.py` (a ViT trained on the Tiny-ImageNet classes that CIFAR-100
+doesn't share) or of CIFAR-10 (residual networks). On the ImageNet subset the ViT has therefore seen most of the classes: its row
+there shows that the method runs, and is no result.
 """
 TITLES = {
     "families": "Replay and fine-tuning over families of CIFAR-100",

@@ -9,10 +9,10 @@ from typing import Any
 
 from clframe.config import RunConfig, resolve
 from clframe.errors import ConfigurationError, RunDirectoryError
-from clframe.launch.build import build_setup, load_strategy, open_stream, stream_record
+from clframe.launch.build import build_setup, check_same_stream, load_strategy, open_stream, stream_record
 from clframe.launch.pretrain import pretraining, provenance_of, shared_classes, weights_record
 from clframe.models.weights import read_provenance, save_weights
-from clframe.report import Table
+from clframe.report import Comparison, RunSummary
 from clframe.report import compare as compare_summaries
 from clframe.results import Run, metrics_of, open_run, result_of, summary_of
 from clframe.stream import Stream
@@ -24,6 +24,7 @@ from clframe.tracking.rundir import RunDirectory, Tracker, run_name
 from clframe.training.checkpoint import export_weights, read_checkpoint, write_checkpoint
 from clframe.training.context import Setup
 from clframe.training.plan import memory_bytes, plan_phases
+from clframe.training.ranks import join_ranks
 from clframe.training.trainer import Trainer
 
 __all__ = ["Plan", "compare", "load", "open_scenario", "plan", "pretrain", "resume", "run"]
@@ -59,15 +60,17 @@ def run(
         TrainingError: A loss became NaN; the last checkpoint is kept.
     """
     resolved = resolve(config)
+    ranks = join_ranks(resolved.options.device)
     path = Path(run_dir) if run_dir is not None else Path("runs") / run_name(resolved.record)
-    if run_dir is None and (path / "result.json").is_file():
+    if ranks.from_first(lambda: run_dir is None and (path / "result.json").is_file()):
         return Run(RunDirectory.open(path))
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if ranks.first and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunDirectoryError(
             f"The run directory {path} exists already: continue it with `clframe resume {path}`, or choose another --run-dir."
         )
-    stream = open_stream(resolved, data_root, download)
-    setup = build_setup(resolved, stream)
+    with ranks.first_then_others():  # the first one fills the caches
+        stream = open_stream(resolved, data_root, download)
+    setup = build_setup(resolved, stream, ranks=ranks)
     trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
     weights = weights_record(resolved.backbone)
     _warn_of_shared_classes(weights, stream)
@@ -77,7 +80,7 @@ def run(
         "resolved": {**setup.described(), **trainer.context.described()},
     }
     files = {"config.yaml": resolved.record, "stream.json": stream_record(stream), "environment.json": here}
-    directory = RunDirectory.create(path, files, resolved.sources)
+    directory = RunDirectory.create(path, files, resolved.sources) if ranks.first else RunDirectory(path)
     return _train(trainer, directory, resolved, trackers, progress, stop_after)
 
 
@@ -106,24 +109,22 @@ def resume(
     opened = RunDirectory.open(Path(directory))
     if opened.finished:
         return Run(opened)
-    opened.lock()
+    resolved = resolve({**opened.config, **objects})
+    ranks = join_ranks(resolved.options.device)
+    if ranks.first:
+        opened.lock()
     try:
-        resolved = resolve({**opened.config, **objects})
-        stream = open_stream(resolved, data_root, False)
-        recorded = opened.stream["fingerprint"]
-        if stream.fingerprint != recorded:
-            raise RunDirectoryError(
-                f"The data or scenario differs from what {opened.path} was run on (stream {stream.fingerprint[:12]}, "
-                f"expected {recorded[:12]}): bring back the same data, or start a new run."
-            )
-        trainer = Trainer(build_setup(resolved, stream), _Unwritten())
+        with ranks.first_then_others():
+            stream = open_stream(resolved, data_root, False)
+        check_same_stream(opened, stream)
+        trainer = Trainer(build_setup(resolved, stream, ranks=ranks), _Unwritten())
         latest = opened.checkpoints / "latest.pt"
-        if latest.is_file():
-            state = read_checkpoint(latest, trainer.setup.device)
-            opened.cut_events(int(state["events_size"]))
+        state = read_checkpoint(latest, trainer.setup.device) if latest.is_file() else None
+        ranks.wait()  # all have read it before the first one replaces it
+        if ranks.first:
+            opened.cut_events(0 if state is None else int(state["events_size"]))
+        if state is not None:
             trainer.load_state(state)
-        else:
-            opened.cut_events(0)
         return _train(trainer, opened, resolved, trackers, progress, stop_after)
     finally:
         opened.close()
@@ -203,10 +204,28 @@ def load(directory: str | Path) -> Run:
     return open_run(directory)
 
 
-def compare(runs: Sequence[Run | str | Path], **options: Any) -> Table:
-    """Return a table of runs: mean and deviation over seeds, a row per method."""
-    summaries = [summary_of(r.directory if isinstance(r, Run) else RunDirectory.open(Path(r))) for r in runs]
-    return compare_summaries(summaries, **options)
+def compare(runs: Sequence[Run | str | Path], **options: Any) -> Comparison:
+    """Put runs side by side: grouped over seeds, ranked within a scenario as far as the seeds support it.
+
+    Args:
+        runs: Runs, or their directories; unfinished and damaged ones are shown as such.
+        **options: `metrics` (full names, the first one ranks), `head` and `restriction`.
+
+    Raises:
+        ConfigurationError: There is nothing to compare, or an option doesn't fit.
+        RunDirectoryError: There is no run, or none of them can be read.
+    """
+    summaries: list[RunSummary] = []
+    damaged: dict[str, str] = {}
+    for run in runs:
+        directory = run.directory if isinstance(run, Run) else RunDirectory.open(Path(run))
+        try:
+            summaries.append(summary_of(directory))
+        except RunDirectoryError as error:
+            damaged[str(directory.path)] = str(error)
+    if damaged and not summaries:
+        raise RunDirectoryError("\n".join(damaged.values()))
+    return compare_summaries(summaries, damaged=damaged, **options)
 
 
 def open_scenario(
@@ -265,14 +284,18 @@ def _train(
     progress: bool,
     stop_after: int | None,
 ) -> Run:
-    """Run a trainer to its end and write the result."""
-    watching = [*trackers, *([Progress()] if progress else [])]
-    recorder = RunRecorder(directory, watching, write_checkpoint)
-    trainer.recorder = recorder
+    """Run a trainer to its end and write the result; of several ranks the first one writes."""
     trainer.checkpoint_seconds = 60 * config.options.checkpoint_minutes
     trainer.keep_models = config.options.keep_models
     trainer.valid = any(len(t.valid) for t in trainer.setup.stream.tasks)
     trainer.stop_after = stop_after
+    if not trainer.ranks.first:
+        trainer.run()
+        trainer.ranks.wait()
+        return Run(RunDirectory(directory.path))
+    watching = [*trackers, *([Progress()] if progress else [])]
+    recorder = RunRecorder(directory, watching, write_checkpoint)
+    trainer.recorder = recorder
     try:
         trainer.run()
         report = metrics_of(directory)
@@ -281,6 +304,7 @@ def _train(
         write_json(directory.path / "result.json", result_of(directory, report, trainer.counters))
     finally:
         recorder.close()
+    trainer.ranks.wait()
     return Run(RunDirectory(directory.path))
 
 

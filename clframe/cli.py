@@ -43,6 +43,10 @@ The options are those of `clframe run`, without a strategy:
 FILE then serves as `--backbone.weights FILE` of the same backbone with the same options. It says in its metadata
 where it comes from. The same command again continues a pretraining that was stopped.
 """
+_REPRESENTATION_HELP = """\
+The report is kept as representation.json in each run directory; asked again, it is only read, unless --again is given.
+Several runs of one scenario that differ in nothing but the seed are one row of the last table.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -189,15 +193,42 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _common(pretrain, download=True)
     compare = command("compare", "table of runs: mean ± std over seeds", _compare)
     compare.add_argument("directories", nargs="+", type=Path, metavar="DIR")
-    compare.add_argument("--format", choices=["text", "markdown", "latex", "csv", "html"], default="text")
-    compare.add_argument("--json", action="store_true", help="columns and rows as JSON, unscaled")
-    compare.add_argument("--metrics", metavar="A,B", help="columns, by full name")
+    compare.add_argument(
+        "--format", choices=["text", "markdown", "latex", "csv", "html"], help="default: what --out ends in, else text"
+    )
+    compare.add_argument("--out", type=Path, metavar="FILE", help="write there; FILE.html is a page with every figure")
+    compare.add_argument(
+        "--table", choices=["leaderboard", "pairwise", "settings", "runs", "environments"], help="this table alone"
+    )
+    compare.add_argument("--json", action="store_true", help="the numbers as JSON, unscaled")
+    compare.add_argument("--metrics", metavar="A,B", help="columns, by full name; the first one ranks")
     compare.add_argument("--head", metavar="NAME", help="report head (default: each run's primary one)")
     compare.add_argument("--restriction", choices=["global", "local", "upto"], help="default: each run's primary one")
     metrics = command("metrics", "compute a run's metrics again from its kept predictions", _metrics)
     metrics.add_argument("directory", type=Path, metavar="DIR")
     metrics.add_argument("--json", action="store_true", help="everything, as JSON")
     metrics.add_argument("--split", choices=["test", "valid"], default="test")
+    representation = command(
+        "representation",
+        "what extractors keep and gain, from the models of runs with keep_models: probe, CKA, prototype drift",
+        _representation,
+        epilog=_REPRESENTATION_HELP,
+    )
+    representation.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    representation.add_argument("--knn", action="store_true", help="probe by 20 nearest neighbours, which is cheaper")
+    representation.add_argument(
+        "--train-per-class", type=int, metavar="N", help="training images of each class for the probe (default: all)"
+    )
+    representation.add_argument(
+        "--layers", metavar="A,B", help="layers to align, such as stage3,features (default: all)"
+    )
+    representation.add_argument(
+        "--cka-samples", type=int, metavar="N", help="test images per alignment (default: 2000)"
+    )
+    representation.add_argument("--again", action="store_true", help="make the reports anew")
+    representation.add_argument("--device", default="auto", help="cpu, cuda, …; default: a GPU when there is one")
+    representation.add_argument("--format", choices=["text", "markdown", "latex", "csv", "html"], default="text")
+    _common(representation)
     listing = command("list", "name the strategies, scenarios, backbones and metrics", _list)
     listing.add_argument(
         "kind", nargs="?", metavar="KIND", help="strategies, scenarios, backbones or metrics; default all"
@@ -428,16 +459,16 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> None:
     from clframe import api
-    from clframe.report import Estimate
     from clframe.tracking.files import to_json
 
     chosen = {"metrics": options.metrics.split(",")} if options.metrics else {}
-    table = api.compare(options.directories, head=options.head, restriction=options.restriction, **chosen)
+    found = api.compare(options.directories, head=options.head, restriction=options.restriction, **chosen)
     if options.json:
-        rows = [[vars(c) if isinstance(c, Estimate) else c for c in row] for row in table.rows]
-        print(to_json({"columns": [c.title for c in table.heads], "rows": rows}))
-        return
-    print(table.render(options.format), end="")
+        print(to_json(found.to_dict()))
+    elif options.out is not None:
+        print(found.save(options.out, options.format, options.table))
+    else:
+        print(found.render(options.format or "text", options.table), end="")
 
 
 def _metrics(options: argparse.Namespace) -> None:
@@ -469,6 +500,28 @@ def _number(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(_number(v) for v in value)
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _representation(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from clframe.report.representation import compare_representations
+    from clframe.representation import represent
+    from clframe.results import open_run, summary_of
+
+    asked: dict[str, Any] = {"probe": "knn"} if options.knn else {}
+    asked |= {n: v for n in ("train_per_class", "cka_samples") if (v := getattr(options, n)) is not None}
+    asked |= {} if options.layers is None else {"layers": options.layers.split(",")}
+    how = {"again": options.again, "data_root": options.data_root, "device": options.device}
+    runs = [open_run(path).directory for path in options.directories]
+    found = [represent(run, progress=not options.quiet, **how, **asked) for run in runs]
+    if options.json:
+        print(json.dumps([{"directory": str(r.path), **f.data} for r, f in zip(runs, found, strict=True)]))
+        return
+    tables = [replace(f.table(), title=f"{f.title}: {r.path}") for r, f in zip(runs, found, strict=True)]
+    if len(runs) > 1:
+        tables.append(compare_representations([(summary_of(r), f) for r, f in zip(runs, found, strict=True)]))
+    print("\n".join(table.render(options.format) for table in tables), end="")
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -506,7 +559,7 @@ def _plot_scenario(options: argparse.Namespace) -> None:
     if options.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ConfigurationError(f"--plot: expected a .png, .pdf or .svg file, received {str(options.plot)!r}.")
     stream = open_scenario({**given.get("scenario", {}), "name": options.what[-1]}, data_root=options.data_root)
-    plot_stream(stream).savefig(options.plot, dpi=120)
+    plot_stream(stream).savefig(options.plot, dpi=200)
     print(options.plot)
 
 

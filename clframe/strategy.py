@@ -302,6 +302,14 @@ class RunContext(Protocol):
         """Return (N, D) features on the CPU: test transform, eval mode, no gradient."""
         ...
 
+    def gathered(self, values: Tensor) -> Tensor:
+        """Return the rows (N, …) of the whole batch from those (n, …) of the batch that a hook was given.
+
+        The same tensor, unless several processes train the run together and each sees its share of every batch. A
+        strategy that decides or remembers something by the samples of a step asks for all of them first.
+        """
+        ...
+
     def task_mask(self, task_ids: Tensor) -> Tensor:
         """Return the (B, K) bool mask of the classes of every sample's task."""
         ...

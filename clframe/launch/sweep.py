@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm.auto import tqdm
-
 from clframe.config import merged, resolve
 from clframe.errors import ClframeError, ConfigurationError, RunDirectoryError, did_you_mean
 from clframe.report import Column, Table
 from clframe.tracking.files import read_config, read_json, write_text, write_yaml
+from clframe.tracking.progress import tqdm
 from clframe.tracking.rundir import run_name
 
 __all__ = ["State", "Sweep", "SweepRun", "sweep"]

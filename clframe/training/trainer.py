@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from clframe.composite import leaves
 from clframe.errors import ConfigurationError, ContractError, TrainingError
 from clframe.evaluation import Columns, evaluate
+from clframe.memory import ExemplarMemory
 from clframe.strategy import BegunPhase, DataView, ParameterGroup, Phase, Strategy, TensorView
 from clframe.stream import Experience
 from clframe.training.batches import BatchMaker
@@ -92,6 +93,7 @@ class Trainer:
         self.valid = valid
         self.stop_after = stop_after
         self.strategy = setup.strategy
+        self.ranks = setup.ranks
         self.position = Position()
         self.counters = {"steps": 0, "presentations": 0, "train_seconds": 0.0}
         self._bought: dict[int, Tensor] = {}
@@ -280,6 +282,8 @@ class Trainer:
         if resumed is not None and self.position.step > 0:
             first_step = self.position.step
             self._losses = list(resumed["losses"])
+            if not self.ranks.first:  # they are the sums over ranks already
+                self._losses = [{n: v if n == "total" else 0 * v for n, v in terms.items()} for terms in self._losses]
         else:
             self.strategy.before_epoch(phase, epoch)
         stepper.begin_epoch(epoch)
@@ -303,7 +307,9 @@ class Trainer:
             if now - last_shown > 0.5:
                 self.recorder.event("steps", {"steps": batch.step + 1 - shown})
                 last_shown, shown = now, batch.step + 1
-            if (stop or now - last_saved > self.checkpoint_seconds) and batch.step + 1 < batch.num_steps:
+            due = stop or now - last_saved > self.checkpoint_seconds
+            # Of several ranks each has its part of the losses so far, which only an epoch's end puts together.
+            if due and not self.ranks.several and batch.step + 1 < batch.num_steps:
                 self._finite(experience, phase, epoch)
                 self._checkpoint(None, stepper, inside=True)
                 last_saved = now
@@ -315,6 +321,7 @@ class Trainer:
         self._end_epoch(experience, phase, stepper, epoch)
 
     def _end_epoch(self, experience: Experience, phase: Phase, stepper: Stepper, epoch: int) -> None:
+        self._losses = self.ranks.summed_losses(self._losses)
         means = self._finite(experience, phase, epoch)
         self.recorder.event(
             "epoch",
@@ -331,11 +338,21 @@ class Trainer:
             },
         )
         self._refuse_ruined(experience, phase, epoch, stepper)
+        self._bring_ranks_together(
+            stepper, f"experience {experience.index + 1}, phase {phase.name!r}, epoch {epoch + 1}"
+        )
         self._losses = []
         self.position = Position(experience.index, "train", self.position.phase, epoch + 1)
         self._checkpoint(None, stepper)
         if self.stop_after is not None and self._steps_here >= self.stop_after:
             raise Stopped
+
+    def _bring_ranks_together(self, stepper: Stepper, where: str) -> None:
+        """Average running statistics over the ranks, and see that these are still the same run."""
+        self.ranks.average_buffers((self.strategy.network, *stepper.begun.train_modules))
+        kept = [v for part in leaves(self.strategy) for n, v in vars(part).items() if n.endswith("_")]
+        memories = [memory.ids for memory in kept if isinstance(memory, ExemplarMemory)]
+        self.ranks.refuse_difference(stepper.parameters, memories, where)
 
     def _refuse_ruined(self, experience: Experience, phase: Phase, epoch: int, stepper: Stepper) -> None:
         """Keep the last good checkpoint when the weights themselves have become infinite or NaN."""
@@ -375,7 +392,14 @@ class Trainer:
         with isolated(), autocast(setup):
             for split, maker in splits:
                 heads = evaluate(
-                    self.strategy, stream, maker, tasks, split=split, batch_size=setup.eval_batch_size, features=cache
+                    self.strategy,
+                    stream,
+                    maker,
+                    tasks,
+                    split=split,
+                    batch_size=setup.eval_batch_size,
+                    features=cache,
+                    ranks=self.ranks,
                 )
                 summary = self.recorder.predictions(split, after, heads)
                 if split == "test":

@@ -257,7 +257,7 @@ def test_metrics_are_those_of_the_result(cli: Cli, finished: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "mark"), [("text", "──"), ("markdown", "|---"), ("latex", "\\toprule"), ("csv", ","), ("html", "<table>")]
+    ("form", "mark"), [("text", "──"), ("markdown", "|---"), ("latex", "\\toprule"), ("csv", ","), ("html", "<table")]
 )
 def test_compare_in_every_form(cli: Cli, finished: Path, form: str, mark: str) -> None:
     said = cli("compare", str(finished), "--format", form)
