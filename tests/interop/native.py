@@ -137,9 +137,7 @@ def run_native(hosted: Hosted, make_plugins: Callable[[Any], list[Any]], epochs:
             table[t.index, list(t.classes)] = True
         return table[ids]
 
-    model = growing(
-        copy.deepcopy(hosted.start), lambda i: streams.seed_for("init", "growth", i), with_tasks, mask_of
-    )
+    model = growing(copy.deepcopy(hosted.start), lambda i: streams.seed_for("init", "growth", i), with_tasks, mask_of)
     base = streams.seed_for("avalanche")
     benchmark = to_avalanche(stream)
     first = benchmark.train_stream[0]
@@ -178,5 +176,3 @@ def run_native(hosted: Hosted, make_plugins: Callable[[Any], list[Any]], epochs:
 def _as_mbatch(batch: Batch) -> list[Tensor]:
     tasks = torch.zeros_like(batch.y) if batch.task_ids is None else batch.task_ids
     return [batch.x, batch.y, tasks]
-
-

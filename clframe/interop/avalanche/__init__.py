@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from clframe.interop.avalanche.benchmark import to_avalanche
 from clframe.interop.avalanche.plugins import AvalanchePlugins
+from clframe.interop.avalanche.runs import run_avalanche
 from clframe.interop.avalanche.stream import from_avalanche
 
-__all__ = ["AvalanchePlugins", "from_avalanche", "to_avalanche"]
+__all__ = ["AvalanchePlugins", "from_avalanche", "run_avalanche", "to_avalanche"]

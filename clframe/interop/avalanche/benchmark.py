@@ -78,5 +78,7 @@ def _origin(stream: Stream, table: SampleTable, augmentation: AugmentationSpec) 
         return Origin(stream, BatchMaker(table, ToInput((), ()), torch.device("cpu")))
     train, test = (build_augmentation(spec, stream.shape) for spec in (augmentation, stream.test_transform))
     to_input = ToInput(stream.mean, stream.std)
-    maker = BatchMaker(table, to_input, torch.device("cpu"), train if train.transforms else None, test if test.transforms else None)
+    maker = BatchMaker(
+        table, to_input, torch.device("cpu"), train if train.transforms else None, test if test.transforms else None
+    )
     return Origin(stream, maker)

@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clframe.errors import ContractError
-from clframe.interop.avalanche import state
 from clframe.interop.avalanche.datasets import Origin, make_dataset
 from clframe.interop.avalanche.known import HOSTED
 from clframe.interop.avalanche.library import quietly, require
 from clframe.interop.avalanche.loaders import reopenable
 from clframe.interop.avalanche.model import ClassModel, task_model
+from clframe.interop.avalanche.state import Keeper, NotKeptError, kept_ids
 from clframe.strategy import Batch
 from clframe.stream import Experience
 from clframe.training.batches import BatchMaker
@@ -50,6 +51,7 @@ class HostedExperience:
         previous_classes: Labels of the experiences before it that it hasn't got itself.
         classes_seen_so_far: Labels seen once it is over.
         task_labels: Its task label, in a list.
+        origin_stream: Has a name, `train`.
     """
 
     dataset: Any
@@ -58,6 +60,7 @@ class HostedExperience:
     previous_classes: list[int]
     classes_seen_so_far: list[int]
     task_labels: list[int]
+    origin_stream: Any = dataclasses.field(default_factory=lambda: SimpleNamespace(name="train"))
 
     @property
     def task_label(self) -> int:
@@ -90,6 +93,7 @@ class Host:
             ),
         )
         self.seed = 0
+        self._base_seed = run.streams.seed_for("avalanche")
         self._criterion = nn.CrossEntropyLoss()
         self._with_tasks = run.setting == "task" and masked
         self._model: Any = (
@@ -263,7 +267,7 @@ class Host:
         for number, plugin in self._listening[event]:
             clock = self.clock
             place = (clock.train_exp_counter, clock.train_exp_epochs, clock.train_epoch_iterations)
-            self.seed = derive_seed(self.run.streams.seed_for("avalanche"), event, number, *place)
+            self.seed = derive_seed(self._base_seed, event, number, *place)
             with isolated(self.seed), quietly():
                 getattr(plugin, event)(self)
             if not event.endswith(("iteration", "forward", "backward", "update")):
@@ -282,10 +286,10 @@ class Host:
 
     def state(self) -> dict[str, Any]:
         """Return the state of plugins and clock, as plain values, tensors and networks."""
-        keeper = state.Keeper(self, self._model)
+        keeper = Keeper(self, self._model)
         own = self.adapted_dataset
         if not self._can_ask_again():
-            raise state.NotKeptError("the loader that a plugin has brought")
+            raise NotKeptError("the loader that a plugin has brought")
         return {
             "plugins": [keeper.pack_attributes(p) for p in self.plugins],
             "model": keeper.pack_attributes(self._model),
@@ -298,11 +302,11 @@ class Host:
 
     def held(self) -> Tensor:
         """Return the ids of all samples that plugins keep in their datasets and buffers, ascending."""
-        keeper = state.Keeper(self, self._model)
+        keeper = Keeper(self, self._model)
         found = [torch.empty(0, dtype=torch.int64)]
         for plugin in self.plugins:
-            with contextlib.suppress(state.NotKeptError):
-                found.append(state.kept_ids(keeper.pack_attributes(plugin)))
+            with contextlib.suppress(NotKeptError):
+                found.append(kept_ids(keeper.pack_attributes(plugin)))
         held: Tensor = torch.unique(torch.cat(found))
         return held
 
@@ -321,7 +325,7 @@ class Host:
 
     def load_state(self, saved: Mapping[str, Any], experience: Experience | None) -> None:
         """Go on from a state; `experience` is the one that it was taken in, None between two."""
-        keeper = state.Keeper(self, self._model)
+        keeper = Keeper(self, self._model)
         for plugin, values in zip(self.plugins, saved["plugins"], strict=True):
             keeper.restore_attributes(plugin, values)
         keeper.restore_attributes(self._model, saved["model"])
@@ -355,5 +359,3 @@ def overridden(plugin: Any, event: str) -> bool:
     """Whether a plugin does something at an event: Avalanche's base classes have all hooks, which do nothing."""
     hook = getattr(type(plugin), event, None)
     return hook is not None and getattr(hook, "__module__", "") != "avalanche.core"
-
-

@@ -89,7 +89,7 @@ def hosted(name: str) -> Hosted:
     for refused in (name, f"{name}Plugin"):
         if refused in REFUSED:
             raise ConfigurationError(f"strategy.plugins: {name} {REFUSED[refused]}.")
-    hint = did_you_mean(name, HOSTED) or f" There are: {', '.join(HOSTED)}."
+    hint = did_you_mean(f"{name.removesuffix('Plugin')}Plugin", HOSTED) or f" There are: {', '.join(HOSTED)}."
     raise ConfigurationError(
         f"strategy.plugins: expected plugins of avalanche.training.plugins that can be hosted, received {name!r}.{hint} For one "
         "of your own, override make_plugins."

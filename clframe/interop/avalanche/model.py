@@ -49,7 +49,7 @@ def task_model(network: Network, mask_of: Callable[[Tensor], Tensor]) -> Any:
 def _task_model_class() -> Any:
     base = require("avalanche.models").MultiTaskModule
 
-    class TaskModel(base):  # type: ignore[misc]
+    class TaskModel(base):  # type: ignore[misc, valid-type]
         """Logits of all classes seen, in which only those of the sample's own task can win."""
 
         def __init__(self, network: Network, mask_of: Callable[[Tensor], Tensor]) -> None:
@@ -65,7 +65,8 @@ def _task_model_class() -> Any:
             ids = torch.as_tensor(task_labels, device=x.device).expand(len(x))
             logits = self.network(x, ids).logits
             mask = self.mask_of(ids)[:, : logits.shape[1]]  # of an earlier copy, narrower than the run's network
-            return logits.masked_fill(~mask, MASKED)
+            masked: Tensor = logits.masked_fill(~mask, MASKED)
+            return masked
 
         def forward_single_task(self, x: Tensor, task_label: int) -> Any:
             """Compute the logits (B, K) of one task."""

@@ -84,6 +84,8 @@ class AvalanchePlugins(Strategy):
     def check(self, run: RunContext) -> None:
         """Refuse plugins that can't be hosted, at all or in this run."""
         require()
+        if cast(Context, run).setup.ranks.several:
+            raise ConfigurationError("Avalanche's plugins run in a single process: start the run without torchrun.")
         for name, _ in self._given():
             self._check_known(name, run)
         if self.loss_over == "experience" and run.setting != "task":

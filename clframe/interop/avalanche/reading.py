@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from clframe.data import Arrays, DataRoot
+from clframe.data.reader import as_tensor
 from clframe.errors import DataError
 from clframe.interop.avalanche.datasets import Part, ids_of, origin_of, part_of
-from clframe.stream import Experience, SampleTable, Stream
+from clframe.stream import SampleTable, Stream
 
 __all__ = ["Material", "Piece", "Statistics", "read"]
 
@@ -91,10 +92,8 @@ def read(benchmark: Any, statistics: Statistics | None = None, features: bool = 
 def _of_stream(datasets: dict[str, list[Any]], stream: Stream) -> Material:
     """Find the tables again that the datasets are views of; no image is read."""
     tables = {"train": stream.train, "valid": stream.train, "test": stream.test}
-    pieces = {s: [_piece(d, ids_of(d), tables[s].targets) for d in datasets[s]] for s in _SPLITS}
-    return Material(
-        stream.train, stream.test, pieces, stream.mean, stream.std, stream.data_fingerprint, stream=stream
-    )
+    pieces = {s: [_piece(d, ids_of(d), tables[s].targets, part_of(d)) for d in datasets[s]] for s in _SPLITS}
+    return Material(stream.train, stream.test, pieces, stream.mean, stream.std, stream.data_fingerprint, stream=stream)
 
 
 def _of_items(datasets: dict[str, list[Any]], statistics: Statistics | None, features: bool) -> Material:
@@ -119,10 +118,9 @@ def _of_items(datasets: dict[str, list[Any]], statistics: Statistics | None, fea
     return Material(tables["train"], tables["test"], pieces, data.mean, data.std, data.fingerprint)
 
 
-def _piece(dataset: Any, ids: Tensor, targets: Tensor) -> Piece:
+def _piece(dataset: Any, ids: Tensor, targets: Tensor, part: Part | None = None) -> Piece:
     found = getattr(dataset, "targets_task_labels", None)
     tasks = set() if found is None else {int(t) for t in found.uniques}
-    part = part_of(dataset)
     classes = set(targets[ids].tolist())
     if part is not None and classes <= set(part.classes):  # some may have no sample
         classes = set(part.classes)
@@ -176,7 +174,7 @@ class _Reader:
 
     def _image(self, value: Any, index: int) -> Tensor:
         if self._features or np.ndim(value) == 1:
-            return torch.as_tensor(np.asarray(value)).float().flatten()
+            return as_tensor(np.asarray(value)).float().flatten()
         if self._statistics is not None and torch.is_tensor(value) and value.is_floating_point():
             mean, std = (torch.tensor(v)[:, None, None] for v in self._statistics)
             value = value * std + mean
@@ -195,7 +193,7 @@ def _pixels(value: Any) -> Tensor | None:
 
     Floats must be multiples of 1/255, so that nothing is lost.
     """
-    array = torch.as_tensor(value.detach().cpu() if torch.is_tensor(value) else np.asarray(value))
+    array = as_tensor(value if torch.is_tensor(value) else np.asarray(value))
     if array.ndim == 3 and torch.is_tensor(value):
         array = array.movedim(0, -1)
     if array.ndim == 2:

@@ -158,7 +158,8 @@ class Keeper:
         if kind == "Opened":
             return Opened(self._unpack_loader(value["loader"]), value["endless"], self.host, value["seeds"])
         if kind == "copy":
-            copy = type(self.model).__new__(type(self.model))
+            same: Any = type(self.model)
+            copy = same.__new__(same)
             torch.nn.Module.__init__(copy)
             copy.network = self.host.run.place(value["network"])
             if hasattr(self.model, "mask_of"):
@@ -200,4 +201,3 @@ def kept_ids(packed: Any) -> Tensor:
 def _of_module(owner: Any, name: str) -> bool:
     """Whether an attribute is PyTorch's own bookkeeping of a module."""
     return isinstance(owner, torch.nn.Module) and name in vars(torch.nn.Module())
-

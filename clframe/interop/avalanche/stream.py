@@ -159,12 +159,20 @@ def _experiences(found: Material, number: Mapping[int, int], setting: Setting) -
 
 
 def _valid_of(found: Material, index: int) -> Tensor:
-    """Return what was set aside for an experience: as the stream said that it was made of, else the one of that number."""
-    held_out = [p.ids for p in found.pieces["valid"]]
+    """Return what was set aside for an experience.
+
+    By the experience of that number in the stream `valid`; of a benchmark that `to_avalanche` made, by what the clframe
+    stream had set aside and the benchmark still has, and by what Avalanche has set aside of the experience.
+    """
+    pieces = found.pieces["valid"]
     part = found.pieces["train"][index].part
-    if found.stream is not None and isinstance(part, Experience):
-        return part.valid[torch.isin(part.valid, torch.cat([no_samples(), *held_out]))]
-    return held_out[index] if index < len(held_out) else no_samples()
+    if not isinstance(part, Experience):
+        return pieces[index].ids if index < len(pieces) else no_samples()
+    return torch.cat([_still_there(part.valid, found), *(p.ids for p in pieces if p.part is part)])
+
+
+def _still_there(valid: Tensor, found: Material) -> Tensor:
+    return valid[torch.isin(valid, torch.cat([no_samples(), *(p.ids for p in found.pieces["valid"])]))]
 
 
 def _tasks(
@@ -173,18 +181,21 @@ def _tasks(
     """Return a task for every experience of the test stream.
 
     It counts as seen after the experience of its own number where both streams are equally long; else after the first
-    one by which all of its classes were seen, or after the last.
+    one by which all of its classes were seen, or after the last. While the experiences are those of a clframe stream, as
+    that one says.
     """
     made: list[EvaluationTask] = []
+    given = () if found.stream is None else found.stream.experiences
+    unchanged = all(p.part is e for p, e in zip(found.pieces["train"], given, strict=False))
     for j, piece in enumerate(found.pieces["test"]):
         classes = tuple(sorted(number[c] for c in piece.classes))
         after = 1 + next((e.index for e in experiences if e.num_seen_classes > classes[-1]), len(experiences) - 1)
         if len(found.pieces["test"]) == len(experiences):
             after = j + 1
         valid = experiences[after - 1].valid
-        if found.stream is not None and isinstance(piece.part, EvaluationTask):
-            after = min(piece.part.available_after, len(experiences))
-            valid = piece.part.valid[torch.isin(piece.part.valid, torch.cat([e.valid for e in experiences]))]
+        if isinstance(piece.part, EvaluationTask):
+            after = min(piece.part.available_after, len(experiences)) if unchanged else after
+            valid = _still_there(piece.part.valid, found) if len(piece.part.valid) else experiences[after - 1].valid
         made.append(
             EvaluationTask(
                 index=j,
@@ -196,5 +207,3 @@ def _tasks(
             )
         )
     return tuple(made)
-
-
