@@ -132,8 +132,7 @@ class Host:
 
     @model.setter
     def model(self, model: Any) -> None:
-        self._model = model
-        self.run.network = model.network
+        self._model.network = self.run.network = model.network  # plugins keep references to the model itself
 
     @property
     def optimizer(self) -> Any:

@@ -15,7 +15,7 @@ from clframe.config import resolve
 from clframe.errors import ConfigurationError, ContractError
 from clframe.evaluation import Columns, class_masks, classification_columns
 from clframe.interop.avalanche.benchmark import to_avalanche
-from clframe.interop.avalanche.library import quietly
+from clframe.interop.avalanche.library import quietly, require
 from clframe.launch.build import open_stream, stream_record
 from clframe.results import Run, metrics_of, result_of
 from clframe.stream import EvaluationTask, Stream
@@ -77,10 +77,10 @@ def run_avalanche(
     benchmark = to_avalanche(stream, augmentation=stream.augmentation if augmentation == "auto" else augmentation)
     with isolated(seed), quietly():
         strategy = make(stream)
-        if not callable(getattr(strategy, "train", None)) or not callable(getattr(strategy, "eval", None)):
+        if not isinstance(strategy, require("avalanche.training.templates").BaseSGDTemplate):
             raise ConfigurationError(
-                f"Expected the function to return an Avalanche strategy, received {type(strategy).__name__}: return what "
-                "has train and eval, such as avalanche.training.Naive(...)."
+                f"Expected the function to return an Avalanche strategy, received {type(strategy).__name__}: return, for "
+                "instance, avalanche.training.Naive(...)."
             )
         record = {
             **{part: resolved.record[part] for part in ("schema", "scenario", "seed")},
