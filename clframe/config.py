@@ -442,6 +442,11 @@ def _name_and_options(value: Any, section: str, default: str) -> tuple[str, dict
             f"The {section} {name.replace('python:', '')!r} of this run was an object in Python: give it again, as in "
             f"clframe.resume(directory, {section}=...)."
         )
+    if section == "strategy" and name.startswith("avalanche."):
+        raise ConfigurationError(
+            f"The strategy {name!r} of this run was trained in Avalanche's own loop, which keeps no model and can't be resumed: "
+            "run it again with clframe.interop.avalanche.run_avalanche."
+        )
     return name, options
 
 

@@ -19,7 +19,7 @@ from clframe.training.batches import BatchMaker
 from clframe.training.feature_cache import FeatureCache
 from clframe.training.ranks import ALONE, Ranks
 
-__all__ = ["Columns", "classification_columns", "evaluate"]
+__all__ = ["Columns", "class_masks", "classification_columns", "evaluate"]
 
 Columns = dict[str, NDArray[Any]]
 """What is kept of one head's scores: arrays of one length by name, as `clframe.metrics.Predictions` takes them."""
@@ -124,7 +124,7 @@ def _from_features(
 
 def _collect(stream: Stream, maker: BatchMaker, batches: Iterator[ScoredBatch]) -> dict[str, dict[str, list[Tensor]]]:
     """Collect the columns of every head, on the device."""
-    local, upto = (m.to(maker.device) for m in _class_masks(stream))
+    local, upto = (m.to(maker.device) for m in class_masks(stream))
     columns: dict[str, dict[str, list[Tensor]]] = {}
     for part, own, heads in batches:
         tasks = own.to(maker.device)
@@ -181,7 +181,7 @@ def _argmax_within(scores: Tensor, mask: Tensor) -> Tensor:
     return best.masked_fill(highest == -torch.inf, -1).int()
 
 
-def _class_masks(stream: Stream) -> tuple[Tensor, Tensor]:
+def class_masks(stream: Stream) -> tuple[Tensor, Tensor]:
     """Return (J, K_all) masks of each task's own classes and of the classes up to it."""
     local = torch.zeros(len(stream.tasks), stream.num_classes, dtype=torch.bool)
     for task in stream.tasks:

@@ -55,11 +55,21 @@ def _settings(scenario: ScenarioComparison) -> list[str]:
     """What differs within a scenario besides the strategies' own settings."""
     settings = [g.first.flat_settings() for g in scenario.groups]
     labels = [g.label for g in scenario.groups]
-    return [
-        f"Rows of {scenario.name} differ in {name} ({by_value(labels, [one.get(name, 'unset') for one in settings])})."
-        for name in differing(settings)
-        if not name.startswith(("strategy.", "scenario."))
-    ]
+    notes: list[str] = []
+    without: dict[tuple[str, ...], list[str]] = {}
+    for name in (n for n in differing(settings) if not n.startswith(("strategy.", "scenario."))):
+        having = [{name: one[name]} for one in settings if name in one]
+        if len(having) == len(settings) or differing(having):
+            values = by_value(labels, [one.get(name, "unset") for one in settings])
+            notes.append(f"Rows of {scenario.name} differ in {name} ({values}).")
+        else:
+            lacking = tuple(label for label, one in zip(labels, settings, strict=True) if name not in one)
+            without.setdefault(lacking, []).append(name)
+    for lacking, names in without.items():
+        notes.append(
+            f"Other rows of {scenario.name} have settings that {', '.join(lacking)} haven't: {', '.join(names)}."
+        )
+    return notes
 
 
 def by_value(labels: Iterable[str], values: Iterable[Any]) -> str:
