@@ -113,6 +113,7 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False, ranks: 
         pretrained=_pretrained(config.backbone, stream, shape),
         feature_cache=options.feature_cache == "auto",
         evaluate_future=options.evaluate_future,
+        scored_on=options.scored_on,
         instruments=instruments_for(options.measure),
         ranks=ranks,
         dry=dry,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ class Setup:
         pretrained: Whether the backbone starts from weights trained elsewhere.
         feature_cache: Whether features of a frozen network are kept.
         evaluate_future: Whether unseen tasks are scored too, and the untrained model.
+        scored_on: The samples by which the run is judged: `test`, or `valid` for a run that may not look at test samples.
         instruments: What measures the run while it trains.
         ranks: This process among those of the run.
         dry: Make phases and count steps, but compute nothing.
@@ -80,6 +81,7 @@ class Setup:
     pretrained: bool = False
     feature_cache: bool = True
     evaluate_future: bool = False
+    scored_on: Literal["test", "valid"] = "test"
     instruments: Sequence[Instrument] = ()
     ranks: Ranks = ALONE
     dry: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,20 +49,20 @@ _RANKS: dict[str, Callable[[Tensor], float]] = {
 }
 
 
-def probe_ids(stream: Stream, samples: int = PROBE_SAMPLES) -> Tensor:
-    """Choose the test samples of the probe: the same share of every task, evenly spaced within it.
+def probe_ids(stream: Stream, samples: int = PROBE_SAMPLES, scored_on: Literal["test", "valid"] = "test") -> Tensor:
+    """Choose the samples of the probe, of those that the run is scored on: the same share of every task, evenly spaced within it.
 
     Nothing is drawn, and tasks to come take part from the start: so what changes over a run, or differs between seeds and
     methods on a stream, are weights, never the samples. Labels aren't read. Of more tasks than samples some have none.
 
     Returns:
-        Up to `samples` ids in the test table.
+        Up to `samples` ids in the test table; in the training table for `valid`.
     """
     count = len(stream.tasks)
     parts = []
     for k, task in enumerate(stream.tasks):
-        share = min(samples * (k + 1) // count - samples * k // count, len(task.test))
-        parts.append(task.test[torch.arange(share) * len(task.test) // max(share, 1)])
+        own = task.test if scored_on == "test" else task.valid
+        parts.append(evenly(own, samples * (k + 1) // count - samples * k // count))
     return torch.cat([torch.empty(0, dtype=torch.int64), *parts])
 
 
@@ -91,7 +91,7 @@ class Probe(Instrument):
     def begin(self, context: Context) -> None:
         """Choose the probe set."""
         self.context = context
-        self.ids = probe_ids(context.stream)
+        self.ids = probe_ids(context.stream, scored_on=context.setup.scored_on)
 
     def phase(self, experience: Experience, begun: BegunPhase, stepper: Stepper) -> AbstractContextManager[Any]:
         """Note with which values weights begin to train."""
@@ -132,7 +132,8 @@ class Probe(Instrument):
         return self._of_frozen[1]
 
     def _one_pass(self) -> dict[str, Any]:
-        maker, found = self.context.test_maker, dict[str, Any]()
+        context, found = self.context, dict[str, Any]()
+        maker = context.test_maker if context.setup.scored_on == "test" else context.train_maker
         features, levels = watch_network(self.context.network, maker.test_input(maker.table.gather(self.ids)))
         if "dormant_units" in self.names:
             found["dormant_units"] = dormant_units(levels, DORMANT)

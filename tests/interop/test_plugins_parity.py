@@ -72,5 +72,5 @@ def check(name: str, options: dict[str, Any], backbone: Any, monkeypatch: pytest
     plain = run(Finetune(epochs=2), stream, optimizer=RECIPE, backbone=backbone, batch_size=5)
     without = plain.strategy.network.state_dict()
     moved = max(float((v - without[k]).abs().max()) for k, v in ours.items() if v.is_floating_point())
-    assert moved > 1e-3, f"{name} changes nothing"
+    assert moved > 1e-4, f"{name} changes nothing"
     assert torch.isfinite(torch.cat([v.flatten() for v in ours.values()])).all()

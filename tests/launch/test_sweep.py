@@ -264,11 +264,21 @@ def test_from_the_command_line_finished_runs_are_skipped_unfinished_resumed_and_
     assert sum("failed: Weights became" in line and str(bad.log.name)[:20] in line for line in lines) == 2
     assert "\x1b" not in said.out + said.err
     assert sorted(p.name for p in Path("out").iterdir()) == sorted(
-        [done.name, half.name, bad.name, worse.name, bad.log.name, worse.log.name, ".sweep", "comparison.md"]
+        [
+            done.name,
+            half.name,
+            bad.name,
+            worse.name,
+            bad.log.name,
+            worse.log.name,
+            ".sweep",
+            "comparison.md",
+            "report.html",
+        ]
     )
     table = clframe.compare([done.directory, half.directory])
     assert Path("out/comparison.md").read_text().strip() == table.render("markdown").strip()
-    assert table.to_text() in said.out
+    assert str(table) in said.out
 
 
 def test_from_python_a_success_takes_the_old_log_away_and_what_is_done_is_not_started(
