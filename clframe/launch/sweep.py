@@ -300,16 +300,17 @@ def _groups(plan: Plan) -> list[_Group]:
     if plan.search is None:
         return [_Group(config, None) for config in plan.configs]
     problems: dict[str, None] = {}
-    groups = []
+    searches: dict[Path, Search] = {}
     for config in plan.configs:
         try:
-            groups.append(_Group(config, Search(config, plan.search, plan.out / "search")))
+            search = Search(config, plan.search, plan.out / "search")
+            searches.setdefault(search.file, search)
         except ConfigurationError as error:
             problems.update(dict.fromkeys(str(error).split("\n")))
-    problems.update(dict.fromkeys(unknown_options([g.search for g in groups if g.search is not None])))
+    problems.update(dict.fromkeys(unknown_options(list(searches.values()))))
     if problems:
         raise ConfigurationError("\n".join(problems))
-    return groups
+    return [_Group(search.config, search) for search in searches.values()]
 
 
 def _seeded(config: Mapping[str, Any], seeds: Sequence[Any]) -> list[dict[str, Any]]:

@@ -110,15 +110,17 @@ class SweepRun:
     @property
     def complaint(self) -> str:
         """The last line that a failed run said."""
-        lines = self._said()
+        lines = self.said
         return next((line.removeprefix("clframe: ") for line in reversed(lines) if line.strip()), "it said nothing")
 
     @property
     def diverged(self) -> bool:
         """Whether the run failed because its training couldn't go on, as it would again."""
-        return self.state == "failed" and self._said()[0] == f"{_EXIT}{TrainingError.exit_code}"
+        return self.state == "failed" and self.said[0] == f"{_EXIT}{TrainingError.exit_code}"
 
-    def _said(self) -> list[str]:
+    @property
+    def said(self) -> list[str]:
+        """The lines that a failed run said; one empty line where none were kept."""
         try:
             return self.log.read_text(encoding="utf-8", errors="replace").split("\n")
         except OSError:

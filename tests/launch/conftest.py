@@ -20,11 +20,12 @@ import pytest
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scontrol", "scancel")
 CONFIG = """\
 ClusterName=test
+FirstJobId={ports[0]}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=2
+AuthInfo=socket={folder}/munge/socket
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
@@ -69,6 +70,14 @@ class Cluster:
     def jobs(self) -> list[str]:
         """Every job in the queue, as id and state."""
         return ask("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
+
+    def steps(self, job: str) -> list[str]:
+        """What still runs of a job on the node; what kills it may hit the job's next start."""
+        commands = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                commands.append(file.read_text(errors="replace"))
+        return [command for command in commands if command.startswith(f"slurmstepd: [{job}.")]
 
 
 def ask(*command: str) -> str:

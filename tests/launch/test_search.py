@@ -336,6 +336,14 @@ def test_what_only_the_stream_shows_is_found_before_the_first_trial(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_combination_that_stands_twice_is_searched_once() -> None:
+    made = Sweep.from_plan({**plan(), "strategies": ["ewc", {"name": "ewc"}]})
+    assert len(made.searches) == 1
+    assert [row[1:6] for row in made.table().rows] == [
+        ("ewc", "split_digits", "mlp", seed, "waits for its search") for seed in (0, 1)
+    ]
+
+
 def test_an_option_in_grid_and_search_is_refused() -> None:
     with pytest.raises(
         ConfigurationError, match=r"^optimizer\.lr stands in grid and in search\.space: leave it in one"

@@ -108,10 +108,10 @@ def test_a_preempted_job_goes_on_from_its_checkpoint(slurm: Cluster, how: str) -
         (job,) = json.loads(Path("out/.sweep/jobs.json").read_text()).values()
         assert run.state == "unfinished"
         ask(*(["scancel", "--signal=USR2", job] if how == "warned" else ["scontrol", "requeue", job]))
-        wait_until(lambda: slurm.jobs() == [f"{job} PENDING"])
+        wait_until(lambda: slurm.jobs() == [f"{job} PENDING"] and not slurm.steps(job))
         ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
         _, err = watcher.communicate(timeout=120)
-    assert (watcher.returncode, run.state) == (0, "finished"), err
+    assert (watcher.returncode, run.state) == (0, "finished"), err + "\n".join(run.said)
     events = clframe.load(run.directory).events()
     assert [e["resumed"] for e in events if e["event"] == "run"] == [False, True]
     epochs = [(e["experience"], e["epoch"]) for e in events if e["event"] == "epoch"]
