@@ -128,7 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     chosen = [(m, s) for s in range(given.seeds) for m in given.methods.split(",")]
     if not given.record:
-        sweep = Sweep([run_of(*c, given.runs) for c in chosen], given.processes, given.data_root)
+        sweep = Sweep.of_configs(
+            [run_of(*c, given.runs).record for c in chosen], given.runs, given.processes, given.data_root
+        )
         if sweep.run():
             print(sweep.table().to_text(), file=sys.stderr)
             sys.exit(1)

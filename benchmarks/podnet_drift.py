@@ -155,7 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [(method, seed) for seed in range(given.seeds) for method in given.methods.split(",")]
     failed = 0
     if not given.record:
-        sweep = Sweep([run_of(*c, given.runs) for c in chosen], given.processes, given.data_root)
+        sweep = Sweep.of_configs(
+            [run_of(*c, given.runs).record for c in chosen], given.runs, given.processes, given.data_root
+        )
         failed = sweep.run()
         print(sweep.table().to_text(), file=sys.stderr)
     print(table(record(chosen, given.runs, given.out, given.data_root)["runs"]).to_markdown(), end="")

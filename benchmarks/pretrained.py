@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     failed = 0
     for group in [] if given.record else groups:
         runs = [run_of(m, n, s, weights[n], given.runs) for m, n, s in group]
-        failed += Sweep(runs, given.processes, given.data_root).run()
+        failed += Sweep.of_configs([run.record for run in runs], given.runs, given.processes, given.data_root).run()
         record(chosen, weights, given.runs, given.out)
     print(table(record(chosen, weights, given.runs, given.out)).to_text())
     sys.exit(1 if failed else 0)

@@ -203,7 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = [int(s) for s in given.seeds.split(",") if s] if "," in given.seeds else list(range(int(given.seeds)))
     chosen = [(m, int(b), s) for b in given.batch.split(",") for s in seeds for m in given.methods.split(",")]
     if not given.record:
-        sweep = Sweep([run_of(*c, given.runs) for c in chosen], given.processes, given.data_root)
+        sweep = Sweep.of_configs(
+            [run_of(*c, given.runs).record for c in chosen], given.runs, given.processes, given.data_root
+        )
         failed = sweep.run()
         print(sweep.table().to_text(), file=sys.stderr)
         if failed:

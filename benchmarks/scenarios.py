@@ -311,7 +311,7 @@ def run_all(chosen: Sequence[tuple[Row, int]], given: argparse.Namespace) -> int
     for start in range(0, len(chosen), given.processes):
         part = chosen[start : start + given.processes]
         made = [run_of(*c, given.runs) for c in part]
-        sweep = Sweep(made, given.processes, given.data_root)
+        sweep = Sweep.of_configs([run.record for run in made], given.runs, given.processes, given.data_root)
         failed += int(bool(sweep.run()))
         record(part, given.runs, given.out)
         for (row, seed), run in zip(part, made, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 from clframe.config import merged, resolve
 from clframe.errors import ClframeError, ConfigurationError, RunDirectoryError
-from clframe.launch.executors import Work
+from clframe.launch.executors import Work, executor_for
 from clframe.launch.search import Search, unknown_options
 from clframe.launch.sweep_plan import Plan, read_plan
 from clframe.launch.sweep_progress import SweepProgress
@@ -94,6 +94,28 @@ class Sweep:
             ConfigurationError: Every problem of the plan and of its runs.
         """
         return cls(Plan.of(plan, executor), data_root)
+
+    @classmethod
+    def of_configs(
+        cls,
+        configs: Sequence[Mapping[str, Any]],
+        out: str | Path,
+        processes: int | None = None,
+        data_root: str | Path | None = None,
+    ) -> Sweep:
+        """Make the runs of configurations that were put together elsewhere, one each; done by processes of this machine.
+
+        Args:
+            configs: Configurations of runs, seed included.
+            out: The folder for their directories.
+            processes: Runs at a time; None leaves it to the machine.
+            data_root: Folders to look for data in.
+
+        Raises:
+            ConfigurationError: Every problem of the runs.
+        """
+        plan = Plan(Path(out), tuple(map(dict, configs)), (), None, processes, 1, executor_for("local"))
+        return cls(plan, data_root)
 
     @property
     def runs(self) -> tuple[SweepRun, ...]:

@@ -23,6 +23,7 @@ from clframe.errors import ConfigurationError, DataError
 from clframe.launch.executors import local
 from clframe.launch.sweep import Sweep, SweepRun
 from clframe.strategies.finetune import Finetune
+from clframe.tracking.rundir import run_name
 from clframe.training.trainer import Stopped
 from tests.fakes import hear_interrupts
 
@@ -81,6 +82,17 @@ def test_a_plan_without_axes_is_one_run() -> None:
     (run,) = Sweep.from_plan(plan()).runs
     assert run.record == resolve(BASE).record
     assert re.fullmatch(r"out/split_digits-finetune-0-[0-9a-f]{8}", str(run.directory))
+
+
+def test_configurations_of_ones_own_are_done_in_their_own_directories(tmp_path: Path) -> None:
+    records = [resolve({**BASE, "seed": seed, "epochs": seed + 1}).record for seed in (0, 1)]
+    made = Sweep.of_configs(records, tmp_path / "own", 1)
+    assert [r.directory for r in made.runs] == [tmp_path / "own" / run_name(r) for r in records]
+    assert [r.record for r in made.runs] == records
+    assert made.run() == 0
+    stamps = [(r.directory / "result.json").stat().st_mtime_ns for r in made.runs]
+    assert Sweep.of_configs(records, tmp_path / "own", 1).run() == 0
+    assert [(r.directory / "result.json").stat().st_mtime_ns for r in made.runs] == stamps
 
 
 def test_a_run_that_stands_twice_is_done_once() -> None:
