@@ -328,7 +328,6 @@ def _train(
     """Run a trainer to its end and write the result; of several ranks the first one writes."""
     trainer.checkpoint_seconds = 60 * config.options.checkpoint_minutes
     trainer.keep_models = config.options.keep_models
-    trainer.test = config.options.scored_on == "test"
     trainer.valid = any(len(t.valid) for t in trainer.setup.stream.tasks)
     trainer.stop_after = stop_after
     if not trainer.ranks.first:

@@ -71,7 +71,6 @@ class Trainer:
         recorder: Takes events, predictions and checkpoints.
         checkpoint_seconds: Longest time between two checkpoints inside an epoch.
         keep_models: Keep the checkpoint after every experience.
-        test: Score test samples.
         valid: Score validation samples: also, or instead.
         stop_after: Save and raise `Stopped` after so many optimiser steps of this process.
     """
@@ -83,7 +82,6 @@ class Trainer:
         *,
         checkpoint_seconds: float = 300.0,
         keep_models: bool = False,
-        test: bool = True,
         valid: bool = False,
         stop_after: int | None = None,
     ) -> None:
@@ -91,7 +89,6 @@ class Trainer:
         self.recorder = recorder
         self.checkpoint_seconds = checkpoint_seconds
         self.keep_models = keep_models
-        self.test = test
         self.valid = valid
         self.stop_after = stop_after
         self.strategy = setup.strategy
@@ -390,7 +387,7 @@ class Trainer:
         stream, setup = self.setup.stream, self.setup
         tasks = [t for t in stream.tasks if setup.evaluate_future or t.available_after <= after]
         makers = {"test": self.context.test_maker, "valid": self.context.train_maker}
-        splits: list[str] = ["test"] * self.test + ["valid"] * self.valid
+        splits: list[str] = ["test"] * (setup.scored_on == "test") + ["valid"] * self.valid
         cache = self.context.feature_cache(setup.precision)
         with isolated(), autocast(setup):
             for split in splits:
