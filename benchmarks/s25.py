@@ -59,6 +59,7 @@ BASE: dict[str, Any] = {
     "augmentation": "crop_flip_jitter",
     "epochs": EPOCHS,
     "threads": 1,
+    "keep_models": True,
 }
 MEMORY = {"memory_size": 250}
 STEP = {"memory_batch": 32, **MEMORY}
