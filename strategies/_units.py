@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clframe.composite import tags_of
 from clframe.errors import ConfigurationError
-from clframe.models import Backbone, LinearHead, MultiHead
+from clframe.models import Backbone, LinearHead, MultiHead, eval_mode
 from clframe.strategy import ANY_SCORE, RunContext, Strategy, Tags
 
 __all__ = ["RecyclingStrategy", "Units"]
@@ -91,13 +91,10 @@ class RecyclingStrategy(Strategy):
                     found[name] = inputs[0]
 
                 hooks.append(set_.readers[0].register_forward_pre_hook(keep))
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
         try:
-            features = network.features(x)
+            with eval_mode(network):
+                features = network.features(x)
         finally:
-            for module, mode in modes:  # one by one: a phase may keep some modules in eval mode
-                module.training = mode
             for hook in hooks:
                 hook.remove()
         return {name: found[name] if set_.readers else features for name, set_ in units.items()}
