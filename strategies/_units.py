@@ -9,9 +9,8 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from clframe.composite import tags_of
-from clframe.errors import ConfigurationError
 from clframe.models import Backbone, LinearHead, MultiHead, eval_mode
+from clframe.strategies._checks import refuse_growing_features
 from clframe.strategy import ANY_SCORE, RunContext, Strategy, Tags
 
 __all__ = ["RecyclingStrategy", "Units"]
@@ -47,11 +46,7 @@ class RecyclingStrategy(Strategy):
 
     def check(self, run: RunContext) -> None:
         """Refuse a network that grows, of whose structure no fresh one can be made."""
-        if tags_of(run.strategy).grows_features:
-            raise ConfigurationError(
-                f"{type(self).__name__} expects a network of the structure that it starts with, received a composition that "
-                "adds branches: leave one of them out."
-            )
+        refuse_growing_features(self, run)
 
     @property
     def backbone(self) -> Backbone:
