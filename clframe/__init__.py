@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clframe.composite import Composite
     from clframe.errors import ClframeError
     from clframe.memory import ExemplarMemory
+    from clframe.reference import fresh_reference
     from clframe.registry import register
     from clframe.report.stream_plot import plot_stream
     from clframe.results import Run
@@ -43,6 +44,7 @@ _HOME = {
     "Composite": "composite",
     "ClframeError": "errors",
     "ExemplarMemory": "memory",
+    "fresh_reference": "reference",
     "register": "registry",
     "Run": "results",
     "Scenario": "scenario",
@@ -83,6 +85,7 @@ __all__ = [
     "__version__",
     "compare",
     "field",
+    "fresh_reference",
     "load",
     "open_scenario",
     "plan",
