@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clframe.api import Plan, compare, load, open_scenario, plan, pretrain, resume, run, sweep
     from clframe.composite import Composite
     from clframe.errors import ClframeError
+    from clframe.launch.equalise import equalise
     from clframe.memory import ExemplarMemory
     from clframe.reference import fresh_reference
     from clframe.registry import register
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Plan": "api",
     "compare": "api",
+    "equalise": "launch.equalise",
     "load": "api",
     "open_scenario": "api",
     "plot_stream": "report.stream_plot",
@@ -84,6 +86,7 @@ __all__ = [
     "Tracker",
     "__version__",
     "compare",
+    "equalise",
     "field",
     "fresh_reference",
     "load",

@@ -19,6 +19,7 @@ from clframe.launch.sweep_run import SweepRun
 from clframe.report import Cell, Column, Table
 from clframe.stream import Stream
 from clframe.tracking.lock import lock_folder
+from clframe.tracking.recorder import Unwritten
 from clframe.tracking.rundir import run_name
 
 __all__ = ["Sweep", "SweepRun"]
@@ -344,20 +345,6 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-class _Silent:
-    """Takes what a trainer that never trains would say."""
-
-    def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Ignore."""
-
-    def predictions(self, split: str, after: int, heads: Mapping[str, Any]) -> dict[str, Any]:
-        """Ignore."""
-        return {}
-
-    def checkpoint(self, state: Mapping[str, Any], keep_as: str | None) -> None:
-        """Ignore."""
-
-
 class _Checker:
     """Makes everything of runs but their directories; a stream that several runs share is made once."""
 
@@ -389,7 +376,7 @@ class _Checker:
         stream: Stream | ClframeError = self._streams[key]
         if isinstance(stream, ClframeError):
             raise stream
-        Trainer(build_setup(config, stream, dry=True), _Silent())
+        Trainer(build_setup(config, stream, dry=True), Unwritten())
         return stream
 
     def search(self, search: Search) -> None:
