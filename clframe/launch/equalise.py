@@ -62,9 +62,8 @@ def equalise(
             steps at all; the reference has another number of experiences, or didn't measure its cost; or every sample is
             presented once.
     """
-    how = {"data_root": data_root, "download": download}
-    trials = [_Trial.of(config, **how) for config in configs]
-    budgets = _budgets(reference, **how)
+    trials = [_Trial.of({**config, "steps_per_experience": None}, data_root, download) for config in configs]
+    budgets = _budgets(reference, data_root, download)
     found = []
     for config, trial in zip(configs, trials, strict=True):
         given = budgets * len(trial.experiences) if len(budgets) == 1 else budgets
@@ -77,18 +76,12 @@ def equalise(
     return found
 
 
-def _budgets(reference: Reference, **how: Any) -> list[float]:
+def _budgets(reference: Reference, data_root: str | Path | None, download: bool) -> list[float]:
     """Return the operations of every experience, or one number for all of them."""
     if isinstance(reference, Run):
-        found: list[float | None] = reference.metric("train_flops")
-        if None in found:
-            raise ConfigurationError(
-                f"reference: expected a run that has measured its cost in every experience, received {reference.path}, which "
-                "hasn't: run it again with `measure` at `default`, or naming `cost`."
-            )
-        return [float(flops or 0) for flops in found]
+        return list(reference.metric("train_flops"))
     if isinstance(reference, Mapping):
-        return [e.as_configured() for e in _Trial.of(reference, **how).experiences]
+        return [e.as_configured() for e in _Trial.of(reference, data_root, download).experiences]
     return [float(reference)] if isinstance(reference, (int, float)) else list(map(float, reference))
 
 

@@ -67,6 +67,26 @@ def test_every_method_takes_the_same_operations_in_every_experience(tmp_path, ba
         assert steps["der"][4] < 0.6 * steps["der"][1]  # every extractor makes the next steps dearer
 
 
+DRAWN: dict[str, Any] = {
+    "step": {"name": "replay", "form": "step", "memory_size": 100},
+    "dark_er": {"name": "dark_er", "memory_size": 100},
+    "agem": {"name": "agem", "memory_size": 100},
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_samples_that_a_method_draws_beside_a_batch_count(tmp_path, name):
+    budget = 1e7
+    equal = clframe.equalise([configuration(DRAWN[name])], budget)[0]
+    found = flops(tmp_path, name, equal)
+    for own, steps in zip(found, equal["steps_per_experience"], strict=True):
+        assert own == pytest.approx(budget, rel=0.5 / steps + 0.005)
+    assert (
+        equal["steps_per_experience"][-1]
+        < clframe.equalise([configuration("finetune")], budget)[0]["steps_per_experience"][-1]
+    )
+
+
 def test_a_reference_may_be_a_run_or_numbers(tmp_path):
     config = configuration("finetune")
     by_config = clframe.equalise([config], config)
@@ -83,7 +103,9 @@ def test_a_reference_may_be_a_run_or_numbers(tmp_path):
 def test_a_stated_number_of_steps_is_the_references_budget():
     config = configuration("finetune")
     stated = {**config, "steps_per_experience": [8, 10, 20, 30, 41]}
-    assert clframe.equalise([config], stated)[0]["steps_per_experience"] == [8, 10, 20, 30, 41]
+    equal = clframe.equalise([config], stated)
+    assert equal[0]["steps_per_experience"] == [8, 10, 20, 30, 41]
+    assert clframe.equalise([{**config, "steps_per_experience": 1}], stated) == clframe.equalise(equal, stated) == equal
 
 
 def test_training_once_at_the_end_takes_the_operations_of_all_experiences(tmp_path):
@@ -148,6 +170,9 @@ def test_budgets_that_can_not_be_met_are_refused(tmp_path, monkeypatch):
         clframe.equalise([configuration("ewc")], 1000.0)
     with pytest.raises(ConfigurationError, match="operations for each of 5 experiences of finetune, received 2"):
         clframe.equalise([configuration("finetune")], [1e9, 1e9])
+    unmeasured = clframe.run(**configuration("finetune", measure="none"), run_dir=tmp_path / "run", progress=False)
+    with pytest.raises(ConfigurationError, match="didn't measure its cost: run it with `measure`"):
+        clframe.equalise([configuration("finetune")], unmeasured)
     online = synthetic_stream(online=True)
     with pytest.raises(ConfigurationError, match="presents every sample once"):
         clframe.equalise([configuration("finetune", scenario=online, epochs=1)], 1e9)
