@@ -58,6 +58,9 @@ def test_it_goes_on_where_it_was_stopped_and_is_not_repeated(tmp_path: Path) -> 
     reference = clframe.fresh_reference(run.path, progress=False)
     whole = clframe.run(run_dir=tmp_path / "whole", progress=False, **fresh_config(run))
     assert np.array_equal(reference.matrix(), whole.matrix(), equal_nan=True)
+    gap = clframe.load(run.path).metric("fresh_gap")
+    assert gap[0] == 0  # both begin with the same network, and see the same batches
+    assert any(gap[1:])
     written = (reference.path / "result.json").stat().st_mtime_ns
     clframe.fresh_reference(run, progress=False)
     assert (reference.path / "result.json").stat().st_mtime_ns == written
