@@ -8,7 +8,7 @@ from typing import Any
 
 from clframe.errors import ConfigurationError, did_you_mean
 
-__all__ = ["configuration", "parse_overrides"]
+__all__ = ["configuration", "parse_overrides", "tracked"]
 
 
 def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
@@ -53,12 +53,15 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
     from clframe.tracking.files import read_config
 
     changes = parse_overrides(options.overrides)
+    watched = changes.pop("track", {})
     known = [
         *option_names(),
         *(name for name in vars(options) if name not in ("handler", "takes_overrides", "overrides")),
     ]
     unknown = [name for name in changes if name not in option_names()]
     base = {} if options.config is None else read_config(options.config)
+    if watched or options.track is not None:
+        base["track"] = tracked(base.get("track"), options.track, watched)
     if not unknown:
         return merged(base, changes)
     problems = [f"There is no option {_dashed(n)}.{_similar_option(n, known)}" for n in unknown]
@@ -67,6 +70,33 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
     except ConfigurationError as error:
         problems.append(str(error))
     raise ConfigurationError("\n".join(problems))
+
+
+def tracked(base: Any, names: str | None, options: Any) -> list[Any]:
+    """Put the trackers of a file and of the command line together.
+
+    Args:
+        base: `track` of the file.
+        names: Trackers named on the command line, which stand for those of the file.
+        options: By the name of a tracker, as in `--track.wandb.project mine`, which also asks for it.
+
+    >>> tracked(["tensorboard"], None, {"wandb": {"project": "mine"}})
+    [{'name': 'tensorboard'}, {'name': 'wandb', 'project': 'mine'}]
+
+    Raises:
+        ConfigurationError: An option is of no tracker.
+    """
+    from clframe.tracking.choice import listed
+
+    wrong = [name for name, given in options.items() if not isinstance(given, dict)]
+    if wrong:
+        raise ConfigurationError(
+            f"--track.{wrong[0]}: expected an option of a tracker, such as --track.wandb.project mine."
+        )
+    found = listed(base if names is None else names)
+    known = [one["name"] for one in found if isinstance(one, dict)]
+    found += [{"name": name} for name in options if name not in known]
+    return [{**one, **options.get(one["name"], {})} if isinstance(one, dict) else one for one in found]
 
 
 def _dashed(name: str) -> str:

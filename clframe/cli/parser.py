@@ -62,6 +62,9 @@ def common_options(parser: argparse.ArgumentParser, download: bool = False) -> N
     parser.add_argument(
         "--data-root", metavar="DIR", help="where data is looked for, before $CLFRAME_DATA and the cache"
     )
+    parser.add_argument(
+        "--track", metavar="NAME,…", help="what watches the run: wandb, tensorboard, FILE.py:Class; none: nothing does"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     if download:

@@ -1,4 +1,4 @@
-"""Commands that read finished runs: compare, metrics."""
+"""Commands that read runs: compare, metrics, log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clframe.cli.overrides import parse_overrides, tracked
+from clframe.errors import ConfigurationError
+
 __all__ = ["add"]
+
+_LOG_USAGE = "clframe log DIR [DIR ...] --to NAME,… [--again] [--track.NAME.option VALUE ...]"
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -24,6 +29,10 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     metrics.add_argument("directory", type=Path, metavar="DIR")
     metrics.add_argument("--json", action="store_true", help="everything, as JSON")
     metrics.add_argument("--split", choices=["test", "valid"], default="test")
+    log = command("log", "send runs to a dashboard afterwards, as if it had watched them", _log, True, usage=_LOG_USAGE)
+    log.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    log.add_argument("--to", required=True, metavar="NAME,…", help="wandb, tensorboard, FILE.py:Class")
+    log.add_argument("--again", action="store_true", help="send everything anew, for instance as another W&B run")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -69,3 +78,18 @@ def _number(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(_number(v) for v in value)
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _log(options: argparse.Namespace) -> None:
+    from clframe.launch.follow import log
+
+    given = parse_overrides(options.overrides)
+    unknown = [name for name in given if name != "track"]
+    if unknown:
+        raise ConfigurationError(
+            f"log takes options of trackers, such as --track.wandb.project, received --{unknown[0]}."
+        )
+    chosen = tracked(None, options.to, given.get("track", {}))
+    for directory in options.directories:
+        for done in log(directory, chosen, again=options.again):
+            print(done)

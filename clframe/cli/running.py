@@ -25,6 +25,7 @@ Any option of the configuration can be given, in the form --section.option value
   --epochs N         length of the main phase
   --seed N           --init-seed N  --data-seed N
   --batch-size N     --device cpu  --precision bf16  --augmentation NAME ...
+  --track wandb      --track.wandb.project NAME ...  a dashboard; no part of what the run is
 
 `clframe list` names what there is; `clframe describe strategy replay` shows the options of one thing,
 `clframe describe run` and `clframe describe optimizer` the rest.
@@ -144,7 +145,9 @@ def _resume(options: argparse.Namespace) -> None:
     from clframe import api
 
     try:
-        run = api.resume(options.directory, data_root=options.data_root, progress=not options.quiet)
+        run = api.resume(
+            options.directory, data_root=options.data_root, track=options.track, progress=not options.quiet
+        )
     except KeyboardInterrupt:
         raise Interrupted(_how_to_go_on(options.directory, {})) from None
     _print_run(run, options.json)

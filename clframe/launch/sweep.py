@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from clframe.config import merged, resolve
 from clframe.errors import ClframeError, ConfigurationError, RunDirectoryError, did_you_mean
 from clframe.report import Column, Table
+from clframe.tracking.choice import plain
 from clframe.tracking.files import read_config, read_json, write_text, write_yaml
 from clframe.tracking.rundir import run_name
 
@@ -41,10 +42,12 @@ class SweepRun:
     Attributes:
         record: Its resolved configuration, as `config.yaml` holds it.
         directory: Its run directory, `<scenario>-<strategy>-<seed>-<hash>` under the plan's `out`.
+        track: Trackers by name, as a configuration names them.
     """
 
     record: Mapping[str, Any]
     directory: Path
+    track: Sequence[Mapping[str, Any]] = ()
 
     @property
     def name(self) -> str:
@@ -128,12 +131,13 @@ class Sweep:
         runs: dict[Path, SweepRun] = {}
         for config in _combinations(checked):
             try:
-                record = resolve(config).record
+                resolved = resolve(config)
+                track = plain(resolved.track)
             except ConfigurationError as error:
                 problems.update(dict.fromkeys(str(error).split("\n")))
                 continue
-            directory = Path(str(checked["out"])) / run_name(record)
-            runs.setdefault(directory, SweepRun(record, directory))
+            directory = Path(str(checked["out"])) / run_name(resolved.record)
+            runs.setdefault(directory, SweepRun(resolved.record, directory, track))
         if problems:
             raise ConfigurationError("\n".join(problems))
         return cls(list(runs.values()), checked.get("processes", 1), data_root)
@@ -334,7 +338,7 @@ def _start(
         task = ["resume", str(run.directory)]
     else:
         file = folder / f"{run.name}.yaml"
-        write_yaml(file, dict(run.record))
+        write_yaml(file, {**run.record, "track": list(run.track)})
         task = ["run", "--config", str(file), "--run-dir", str(run.directory)]
     place = [] if data_root is None else ["--data-root", str(data_root)]
     with (folder / f"{run.name}.log").open("wb") as log:
