@@ -15,12 +15,14 @@ __all__ = ["add"]
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands."""
-    listing = command("list", "name the strategies, scenarios, backbones and metrics", _list)
+    listing = command("list", "name the strategies, scenarios, backbones, trackers and metrics", _list)
     listing.add_argument(
-        "kind", nargs="?", metavar="KIND", help="strategies, scenarios, backbones or metrics; default all"
+        "kind", nargs="?", metavar="KIND", help="strategies, scenarios, backbones, trackers or metrics; default all"
     )
     listing.add_argument("--json", action="store_true", help="as JSON")
-    describe = command("describe", "show one strategy, scenario, backbone or metric and its options", _describe, True)
+    describe = command(
+        "describe", "show one strategy, scenario, backbone, tracker or metric and its options", _describe, True
+    )
     describe.add_argument(
         "what", nargs="+", metavar="[KIND] NAME", help="for instance: strategy replay; also: run, optimizer, head"
     )

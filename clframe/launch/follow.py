@@ -58,7 +58,6 @@ class Record:
         self.choice, self.live = choice, live
         self.sent = 0
         self.kept: dict[str, Any] = {}
-        self._lock: IO[str] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -82,16 +81,23 @@ class Record:
         about = {"schema": 1, **{n: getattr(self.choice, n) for n in ("name", "options")}}
         write_json(self.path, {**about, "live": self.live, "sent": self.sent, "kept": self.kept})
 
-    def lock(self, wait: bool) -> bool:
-        """Become the only one that tells this tracker of this run; returns whether that was possible."""
+    @contextlib.contextmanager
+    def locked(self, wait: bool) -> Iterator[None]:
+        """Be the only one that tells this tracker of this run.
+
+        Raises:
+            RunDirectoryError: Another process is, and is not waited for.
+        """
         self.path.parent.mkdir(exist_ok=True)
-        self._lock = self.path.with_suffix(".lock").open("a", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            self._lock.close()
-            return False
-        return True
+        with self.path.with_suffix(".lock").open("a", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise RunDirectoryError(
+                    f"The tracker {self.choice.name} is watching the run in {self.path.parent.parent} already: wait until "
+                    "that has ended."
+                ) from None
+            yield
 
 
 def remembered(directory: RunDirectory) -> list[dict[str, Any]]:
@@ -162,17 +168,23 @@ class Follower(Tracker):
             with contextlib.suppress(OSError):
                 process.stdin.close()  # type: ignore[union-attr]
             process.wait(_PATIENCE)
+            if process.returncode < 0:
+                self._warn(f"was ended by {signal.Signals(-process.returncode).name}")
         except subprocess.TimeoutExpired:
-            tqdm.write(
-                f"{WARNING}The tracker {self.choice.name} has not taken everything after {_PATIENCE:.0f} s and is left "
-                "behind.",
-                file=sys.stderr,
-            )
+            self._warn(f"has not taken everything after {_PATIENCE:.0f} s and is left behind")
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            self._listener.join(1.0)  # type: ignore[union-attr]
+            listener, said = self._listener, process.stderr
+            if listener is not None and said is not None:
+                listener.join(1.0)
+                if not listener.is_alive():  # a client's own child may still hold the other end
+                    said.close()
+
+
+    def _warn(self, what: str) -> None:
+        tqdm.write(f"{WARNING}The tracker {self.choice.name} {what}; `clframe log` sends the rest.", file=sys.stderr)
 
 
 def send(run: Run, record: Record, events: Iterator[dict[str, Any]]) -> None:
@@ -224,15 +236,12 @@ def _log_run(run: Run, choice: Choice, again: bool) -> str:
     if record.path.is_file() and not again:
         record = Record.read(record.path)
         record.choice = Choice(choice.name, {**record.choice.options, **choice.options})
-    if not record.lock(wait=False):
-        raise RunDirectoryError(
-            f"The tracker {choice.name} is watching the run in {run.path} already: wait until that has ended."
-        )
     missed = sum(event["event"] in _COUNTED for event in run.directory.events()) - record.sent
     if missed <= 0:
         return f"{choice.name} has everything of {run.path} already; --again sends it anew."
     try:
-        send(run, record, run.directory.events())
+        with record.locked(wait=False):
+            send(run, record, run.directory.events())
     except ClframeError:
         raise
     except Exception as error:
@@ -278,10 +287,10 @@ def main(arguments: Sequence[str]) -> int:
     os.nice(10)  # training comes first
     place, file = arguments
     record = Record.read(Path(file))
-    record.lock(wait=True)  # one that a killed run has left may not be done yet
     try:
         run = open_run(place)
-        send(run, Record.read(Path(file)), follow(run.directory, _told_by_pipe))
+        with record.locked(wait=True):  # one that a killed run has left may not be done yet
+            send(run, Record.read(Path(file)), follow(run.directory, _told_by_pipe))
     except (Exception, SystemExit) as error:
         said = str(error) if isinstance(error, ClframeError) else f"{type(error).__name__}: {error}"
         print(

@@ -19,8 +19,14 @@ from clframe.spec import Configurable, FieldInfo, fields_of
 
 __all__ = ["describe", "listing", "needs_of", "prose_of", "scenario_example", "settings_line"]
 
-_REGISTERED: tuple[Kind, ...] = ("strategy", "scenario", "backbone")
-_PLURALS = {"strategies": "strategy", "scenarios": "scenario", "backbones": "backbone", "metrics": "metric"}
+_REGISTERED: tuple[Kind, ...] = ("strategy", "scenario", "backbone", "tracker")
+_PLURALS = {
+    "strategies": "strategy",
+    "scenarios": "scenario",
+    "backbones": "backbone",
+    "trackers": "tracker",
+    "metrics": "metric",
+}
 _PARTS = ("run", "optimizer", "head")
 """What has options but no other name."""
 _WIDTH = 100
@@ -30,7 +36,7 @@ def listing(kind: str | None = None) -> list[dict[str, str]]:
     """Name what there is, with one line about each; a broken plugin becomes a warning.
 
     Args:
-        kind: `strategy`, `scenario`, `backbone` or `metric`, or its plural; None means all.
+        kind: `strategy`, `scenario`, `backbone`, `tracker` or `metric`, or its plural; None means all.
 
     Returns:
         Mappings of `kind`, `name` and `what`.
@@ -81,6 +87,8 @@ def describe(*what: str) -> str:
         return _text(name, prose_of(cls), settings_line(cls), _version(cls), _options(cls, "scenario"), example)
     if kind == "backbone":
         return _describe_backbone(name)
+    if kind == "tracker":
+        return _describe_tracker(name)
     kinds = (*_REGISTERED, "metric")
     raise ConfigurationError(f"Expected a kind ({', '.join(kinds)}), received {kind!r}.{did_you_mean(kind, kinds)}")
 
@@ -116,19 +124,21 @@ def _kind_of_object(name: str) -> str:
     from clframe.models import BackboneConfig
     from clframe.scenario import Scenario
     from clframe.strategy import Strategy
+    from clframe.tracking.rundir import Tracker
 
     found = registry.load_object(name)
     kinds: dict[str, tuple[type, ...]] = {
         "strategy": (Strategy,),
         "scenario": (Scenario,),
         "backbone": (BackboneConfig, nn.Module),
+        "tracker": (Tracker,),
     }
     if isinstance(found, type):
         for kind, bases in kinds.items():
             if issubclass(found, bases):
                 return kind
     raise ConfigurationError(
-        f"Expected a strategy, scenario or backbone at {name!r}, received {found!r}: say which class."
+        f"Expected a strategy, scenario, backbone or tracker at {name!r}, received {found!r}: say which class."
     )
 
 
@@ -174,6 +184,13 @@ def _describe_backbone(name: str) -> str:
         _options(cls, "backbone"),
         f"Example:\n  {_example('backbone', name, [cls] if plain == name else [])}",
     )
+
+
+def _describe_tracker(name: str) -> str:
+    cls: Any = registry.load("tracker", name)
+    options = _options(cls, f"track.{name}") if issubclass(cls, Configurable) else ""
+    needs = f"Needs {' and '.join(cls.needs)}." if cls.needs else ""
+    return _text(name, _doc(cls), needs, options, f"Example:\n  clframe run --track {name}")
 
 
 def _describe_part(name: str) -> str:

@@ -19,7 +19,11 @@ __all__ = ["TensorBoard"]
 _ROWS = 1000
 """Rows of a table that TensorBoard draws in a moment."""
 
-_LINES = {"loss": ["train/loss", "train/terms/.*"], "accuracy on each task": ["task/.*"], "heads": ["eval/.*/seen_.*"]}
+_LINES = {
+    "loss": ["train/loss", "train/terms/.*"],
+    "accuracy on each task": ["task/.*"],
+    "heads": ["eval/.*/seen_(accuracy|squared_error)$"],
+}
 """Charts of several lines, in TensorBoard's tab *custom scalars*."""
 
 
@@ -65,11 +69,14 @@ class TensorBoard(Board):
         self.writer_.add_text(key, "\n".join(f"| {' | '.join(line)} |" for line in lines) + more)
 
     def result(self, values: Mapping[str, float]) -> None:
-        """Add the numbers as scalars, and those of the primary head beside the options in the tab *hparams*."""
+        """Add the numbers as scalars; the tab *hparams* shows those of the primary head beside the options."""
+        from torch.utils.tensorboard.summary import hparams
+
         for key, value in values.items():
             self.writer_.add_scalar(key, value, self.experiences_)
         headline = {key: value for key, value in values.items() if key.count("/") == 1}
-        self.writer_.add_hparams(dict(_options("", self.run_.config)), headline, run_name=".")
+        for part in hparams(dict(_options("", self.run_.config)), headline):  # `add_hparams` adds every number once more
+            self.writer_.file_writer.add_summary(part)
 
     def finish(self, complete: bool) -> None:
         """Write what is left."""
