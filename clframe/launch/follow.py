@@ -182,7 +182,6 @@ class Follower(Tracker):
                 if not listener.is_alive():  # a client's own child may still hold the other end
                     said.close()
 
-
     def _warn(self, what: str) -> None:
         tqdm.write(f"{WARNING}The tracker {self.choice.name} {what}; `clframe log` sends the rest.", file=sys.stderr)
 

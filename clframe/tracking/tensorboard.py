@@ -46,7 +46,7 @@ class TensorBoard(Board):
         for old in folder.glob("events.out.tfevents.*") if first else ():
             old.unlink()
         self.kept["at"] = str(folder)
-        self.writer_ = SummaryWriter(str(folder))
+        self.writer_: Any = SummaryWriter(str(folder))
         if first:
             self.writer_.add_text("config", f"```yaml\n{to_yaml(run.config)}```")
             charts = {name: ["Multiline", keys] for name, keys in _LINES.items()}
@@ -75,7 +75,8 @@ class TensorBoard(Board):
         for key, value in values.items():
             self.writer_.add_scalar(key, value, self.experiences_)
         headline = {key: value for key, value in values.items() if key.count("/") == 1}
-        for part in hparams(dict(_options("", self.run_.config)), headline):  # `add_hparams` adds every number once more
+        options = dict(_options("", self.run_.config))
+        for part in hparams(options, headline):  # type: ignore[no-untyped-call]  # `add_hparams` repeats every number
             self.writer_.file_writer.add_summary(part)
 
     def finish(self, complete: bool) -> None:

@@ -65,8 +65,9 @@ class WandB(Board):
 
     def picture(self, key: str, figure: Figure, at: int) -> None:
         """Add the figure as a picture."""
-        import wandb
         from PIL import Image
+
+        import wandb
 
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=120)
@@ -92,7 +93,7 @@ class WandB(Board):
         """Begin online, else offline."""
         import wandb
 
-        mode = (os.environ.get("WANDB_MODE") or None) if self.mode == "auto" else self.mode
+        mode: Any = (os.environ.get("WANDB_MODE") or None) if self.mode == "auto" else self.mode
         try:
             return wandb.init(mode=mode, **self._start())
         except wandb.Error as error:
@@ -100,7 +101,7 @@ class WandB(Board):
                 raise
             wandb.teardown()
             begun = wandb.init(mode="offline", **self._start())
-            login = isinstance(error, wandb.errors.UsageError)
+            login = "API key" in str(error)
             reason = "there is no login" if login else f"the server gave no run ({_first_line(error)})"
             then = "`wandb login`, then " if login else ""
             print(
