@@ -22,6 +22,7 @@ from clframe.errors import ConfigurationError, did_you_mean
 __all__ = [
     "Kind",
     "absolute",
+    "address",
     "available",
     "load",
     "load_all",
@@ -71,6 +72,12 @@ def available(kind: Kind) -> list[str]:
 def registered(kind: Kind) -> list[str]:
     """Return the names that are known in this process alone."""
     return sorted(n for k, n in _registered if k == kind)
+
+
+def address(kind: Kind, name: str) -> str:
+    """Return where a registered name leads, as `package.module:Class`, without loading it; any other name as it is."""
+    point = _entry_points(kind).get(name)
+    return name if point is None else point.value
 
 
 def load(kind: Kind, name: str) -> Any:

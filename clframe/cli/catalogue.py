@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from clframe.cli.colour import painted
 from clframe.cli.overrides import parse_overrides
 from clframe.errors import ConfigurationError
 
@@ -29,9 +31,11 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     describe.add_argument(
         "--plot", type=Path, metavar="FILE", help="of a scenario: draw its stream into a .png, .pdf or .svg file"
     )
+    describe.add_argument("--json", action="store_true", help="as JSON")
     describe.add_argument("--data-root", metavar="DIR", help="where data is looked for")
     check = command("check", "check that a strategy or scenario of your own keeps the contract", _check)
     check.add_argument("name", metavar="FILE.py:Class")
+    check.add_argument("--json", action="store_true", help="a list of checks, each with its problem or null")
     data = command("data", "show which data sets are found where, and how to get the others", _data)
     data.add_argument("--data-root", metavar="DIR", help="where data is looked for")
     data.add_argument("--json", action="store_true", help="as JSON")
@@ -57,6 +61,11 @@ def _describe(options: argparse.Namespace) -> None:
         return
     if options.overrides:
         raise ConfigurationError(f"describe takes options such as {options.overrides[0]} only with --plot FILE.")
+    if options.json:
+        from clframe.report.facts import facts
+
+        print(json.dumps(facts(*options.what), default=str))
+        return
     print(describe(*options.what))
 
 
@@ -79,9 +88,14 @@ def _plot_scenario(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> int:
     from clframe.testing import check_named
 
+    if options.json:
+        found = [{"check": name, "problem": problem} for name, problem in check_named(options.name)]
+        print(json.dumps(found))
+        return 6 if any(one["problem"] for one in found) else 0
     failures = 0
     for name, problem in check_named(options.name):
-        print(f"{'ok  ' if problem is None else 'FAIL'}  {name}" + (f": {problem}" if problem else ""))
+        mark = painted("ok  ", "green", sys.stdout) if problem is None else painted("FAIL", "red", sys.stdout)
+        print(f"{mark}  {name}" + (f": {problem}" if problem else ""))
         failures += problem is not None
     return 6 if failures else 0
 

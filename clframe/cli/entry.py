@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import sys
@@ -10,11 +11,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from clframe._version import __version__
-from clframe.cli import catalogue, reading, running
+from clframe.cli import catalogue, reading, running, shell
+from clframe.cli.colour import painted
+from clframe.cli.complete import candidates
 from clframe.cli.parser import Commands, Parser, split
 from clframe.errors import ClframeError, ConfigurationError, did_you_mean
 
-__all__ = ["main"]
+__all__ = ["EXIT_CODES", "main"]
+
+EXIT_CODES = {
+    0: "done",
+    1: "a run of a sweep, or a tracker that a run was sent to, failed; or a defect of clframe",
+    2: "a configuration or a command that can't be run",
+    3: "data that is missing or damaged",
+    4: "a run directory or another file that is in the way, in use, damaged or can't be written",
+    5: "training that can't go on",
+    6: "a contract that is broken",
+    130: "interrupted",
+    141: "the reader of a pipe has gone",
+}
+"""What the command exits with."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except ClframeError as error:
-        print(f"clframe: {error}", file=sys.stderr)
+        print(f"{painted('clframe:', 'red', sys.stderr)} {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("clframe: interrupted.", file=sys.stderr)
@@ -39,10 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        print(
-            f"clframe: The file system refused{where} ({error.strerror or error}): see that it can be used.",
-            file=sys.stderr,
-        )
+        said = f"The file system refused{where} ({error.strerror or error}): see that it can be used."
+        print(f"{painted('clframe:', 'red', sys.stderr)} {said}", file=sys.stderr)
         return 4
 
 
@@ -50,6 +64,9 @@ def _command(arguments: list[str]) -> int:
     made = _parser()
     parser, commands = made.parser, made.by_name
     first = arguments[0] if arguments else "--help"
+    if first == "_complete":  # asked by a shell's completion, see `clframe completion`
+        print("".join(f"{found}\n" for found in candidates(arguments[1:], commands)), end="")
+        return 0
     if not first.startswith("-") and first not in commands:
         hint = did_you_mean(first, commands) or f" There are: {', '.join(commands)}."
         raise ConfigurationError(f"There is no command {first!r}.{hint}")
@@ -78,13 +95,22 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     if issubclass(category, UserWarning):
-        print(f"clframe: warning: {message}", file=sys.stderr)
+        print(f"{painted('clframe: warning:', 'yellow', sys.stderr)} {message}", file=sys.stderr)
+
+
+_EXIT_CODES = "exit codes:\n" + "".join(f"  {code:<10}{text}\n" for code, text in EXIT_CODES.items())
 
 
 def _parser() -> Commands:
-    parser = Parser(prog="clframe", description="Continual-learning experiments.", allow_abbrev=False)
+    parser = Parser(
+        prog="clframe",
+        description="Continual-learning experiments.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"clframe {__version__}")
     commands = Commands(parser)
-    for group in (running, reading, catalogue):
+    for group in (running, reading, catalogue, shell):
         group.add(commands.add)
     return commands
