@@ -17,7 +17,7 @@ from clframe.cli.complete import candidates
 from clframe.cli.parser import Commands, Parser, split
 from clframe.errors import ClframeError, ConfigurationError, did_you_mean
 
-__all__ = ["EXIT_CODES", "main"]
+__all__ = ["EXIT_CODES", "main", "make_commands"]
 
 EXIT_CODES = {
     0: "done",
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    made = _parser()
+    made = make_commands()
     parser, commands = made.parser, made.by_name
     first = arguments[0] if arguments else "--help"
     if first == "_complete":  # asked by a shell's completion, see `clframe completion`
@@ -101,7 +101,8 @@ def _show_warning(
 _EXIT_CODES = "exit codes:\n" + "".join(f"  {code:<10}{text}\n" for code, text in EXIT_CODES.items())
 
 
-def _parser() -> Commands:
+def make_commands() -> Commands:
+    """Make the parser of every command."""
     parser = Parser(
         prog="clframe",
         description="Continual-learning experiments.",
