@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clframe._version import __version__
 
 if TYPE_CHECKING:
-    from clframe.api import Plan, compare, load, open_scenario, plan, pretrain, resume, run
+    from clframe.api import Plan, compare, load, open_scenario, plan, pretrain, resume, run, sweep
     from clframe.composite import Composite
     from clframe.errors import ClframeError
     from clframe.launch.follow import log
@@ -41,6 +41,7 @@ _HOME = {
     "pretrain": "api",
     "resume": "api",
     "run": "api",
+    "sweep": "api",
     "Composite": "composite",
     "ClframeError": "errors",
     "ExemplarMemory": "memory",
@@ -93,6 +94,7 @@ __all__ = [
     "register",
     "resume",
     "run",
+    "sweep",
 ]
 
 # In a checkout the folders `strategies/` and `scenarios/` lie beside this one; an installed package holds them inside.

@@ -1,4 +1,4 @@
-"""The Python API: `run`, `plan`, `resume`, `load`, `compare`, `pretrain`."""
+"""The Python API: `run`, `plan`, `resume`, `load`, `compare`, `pretrain`, `sweep`."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from typing import Any
 
 from clframe.config import RunConfig, resolve
 from clframe.errors import ConfigurationError, RunDirectoryError
-from clframe.launch.build import build_setup, load_strategy, open_stream, stream_record
+from clframe.launch.build import build_setup, check_same_stream, load_strategy, open_stream, stream_record
 from clframe.launch.follow import remembered, watchers
 from clframe.launch.pretrain import pretraining, provenance_of, shared_classes, weights_record
+from clframe.launch.sweep import Sweep
+from clframe.launch.sweep_plan import read_plan
 from clframe.models.weights import read_provenance, save_weights
-from clframe.report import Table
+from clframe.report import Comparison, RunSummary
 from clframe.report import compare as compare_summaries
 from clframe.results import Run, metrics_of, open_run, result_of, summary_of
 from clframe.stream import Stream
 from clframe.tracking.choice import Choice, choices
 from clframe.tracking.environment import environment
-from clframe.tracking.files import write_json
+from clframe.tracking.files import write_json, write_text
 from clframe.tracking.progress import Progress
 from clframe.tracking.recorder import RunRecorder
 from clframe.tracking.rundir import RunDirectory, run_name
 from clframe.training.checkpoint import export_weights, read_checkpoint, write_checkpoint
 from clframe.training.context import Setup
 from clframe.training.plan import memory_bytes, plan_phases
+from clframe.training.ranks import join_ranks
 from clframe.training.trainer import Trainer
 
-__all__ = ["Plan", "compare", "load", "open_scenario", "plan", "pretrain", "resume", "run"]
+__all__ = ["Plan", "compare", "load", "open_scenario", "plan", "pretrain", "resume", "run", "sweep"]
 
 
 def run(
@@ -60,16 +63,19 @@ def run(
         TrainingError: A loss became NaN; the last checkpoint is kept.
     """
     resolved = resolve(config)
+    ranks = join_ranks(resolved.options.device)
     path = Path(run_dir) if run_dir is not None else Path("runs") / run_name(resolved.record)
-    if run_dir is None and (path / "result.json").is_file():
-        _say_how_to_log(path, resolved.track)
+    if ranks.from_first(lambda: run_dir is None and (path / "result.json").is_file()):
+        if ranks.first:
+            _say_how_to_log(path, resolved.track)
         return Run(RunDirectory.open(path))
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if ranks.first and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunDirectoryError(
             f"The run directory {path} exists already: continue it with `clframe resume {path}`, or choose another --run-dir."
         )
-    stream = open_stream(resolved, data_root, download)
-    setup = build_setup(resolved, stream)
+    with ranks.first_then_others():  # the first one fills the caches
+        stream = open_stream(resolved, data_root, download)
+    setup = build_setup(resolved, stream, ranks=ranks)
     trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
     weights = weights_record(resolved.backbone)
     _warn_of_shared_classes(weights, stream)
@@ -79,7 +85,7 @@ def run(
         "resolved": {**setup.described(), **trainer.context.described()},
     }
     files = {"config.yaml": resolved.record, "stream.json": stream_record(stream), "environment.json": here}
-    directory = RunDirectory.create(path, files, resolved.sources)
+    directory = RunDirectory.create(path, files, resolved.sources) if ranks.first else RunDirectory(path)
     return _train(trainer, directory, resolved, progress, stop_after)
 
 
@@ -109,25 +115,23 @@ def resume(
     if opened.finished:
         _say_how_to_log(opened.path, choices(track))
         return Run(opened)
-    opened.lock()
+    watched = remembered(opened) if track is None else track
+    resolved = resolve({**opened.config, **objects, "track": watched})
+    ranks = join_ranks(resolved.options.device)
+    if ranks.first:
+        opened.lock()
     try:
-        watched = remembered(opened) if track is None else track
-        resolved = resolve({**opened.config, **objects, "track": watched})
-        stream = open_stream(resolved, data_root, False)
-        recorded = opened.stream["fingerprint"]
-        if stream.fingerprint != recorded:
-            raise RunDirectoryError(
-                f"The data or scenario differs from what {opened.path} was run on (stream {stream.fingerprint[:12]}, "
-                f"expected {recorded[:12]}): bring back the same data, or start a new run."
-            )
-        trainer = Trainer(build_setup(resolved, stream), _Unwritten())
+        with ranks.first_then_others():
+            stream = open_stream(resolved, data_root, False)
+        check_same_stream(opened, stream)
+        trainer = Trainer(build_setup(resolved, stream, ranks=ranks), _Unwritten())
         latest = opened.checkpoints / "latest.pt"
-        if latest.is_file():
-            state = read_checkpoint(latest, trainer.setup.device)
-            opened.cut_events(int(state["events_size"]))
+        state = read_checkpoint(latest, trainer.setup.device) if latest.is_file() else None
+        ranks.wait()  # all have read it before the first one replaces it
+        if ranks.first:
+            opened.cut_events(0 if state is None else int(state["events_size"]))
+        if state is not None:
             trainer.load_state(state)
-        else:
-            opened.cut_events(0)
         return _train(trainer, opened, resolved, progress, stop_after)
     finally:
         opened.close()
@@ -205,10 +209,67 @@ def load(directory: str | Path) -> Run:
     return open_run(directory)
 
 
-def compare(runs: Sequence[Run | str | Path], **options: Any) -> Table:
-    """Return a table of runs: mean and deviation over seeds, a row per method."""
-    summaries = [summary_of(r.directory if isinstance(r, Run) else RunDirectory.open(Path(r))) for r in runs]
-    return compare_summaries(summaries, **options)
+def compare(runs: Sequence[Run | str | Path], **options: Any) -> Comparison:
+    """Put runs side by side: grouped over seeds, ranked within a scenario as far as the seeds support it.
+
+    Args:
+        runs: Runs, or their directories; unfinished and damaged ones are shown as such.
+        **options: `metrics` (full names, the first one ranks), `head` and `restriction`.
+
+    Raises:
+        ConfigurationError: There is nothing to compare, or an option doesn't fit.
+        RunDirectoryError: There is no run, or none of them can be read.
+    """
+    summaries: list[RunSummary] = []
+    damaged: dict[str, str] = {}
+    for run in runs:
+        directory = run.directory if isinstance(run, Run) else RunDirectory.open(Path(run))
+        try:
+            summaries.append(summary_of(directory))
+        except RunDirectoryError as error:
+            damaged[str(directory.path)] = str(error)
+    if damaged and not summaries:
+        raise RunDirectoryError("\n".join(damaged.values()))
+    return compare_summaries(summaries, damaged=damaged, **options)
+
+
+def sweep(
+    plan: Mapping[str, Any] | str | Path,
+    *,
+    data_root: str | Path | None = None,
+    processes: int | None = None,
+    executor: str | None = None,
+) -> Sweep:
+    """Do the runs of a plan that are missing, and return it with the runs' states.
+
+    Args:
+        plan: A mapping, as `clframe.launch.sweep.Sweep.from_plan` takes it, or the path of a YAML or Python file.
+        data_root: Folders to look for data in.
+        processes: Runs at a time; None means the plan's.
+        executor: `local`, `slurm` or `print`; None means the plan's.
+
+    Raises:
+        ClframeError: Something can't be run, raised before the first run starts; or another sweep uses the folder.
+    """
+    given = plan if isinstance(plan, Mapping) else read_plan(plan)
+    made = Sweep.from_plan(given, data_root, executor)
+    made.run(processes)
+    compare_sweep(made)
+    return made
+
+
+def compare_sweep(made: Sweep) -> Comparison | None:
+    """Compare the finished runs of a sweep, None when there are none, and write the tables into its folder.
+
+    What its searches took is written there too.
+    """
+    finished = [run.directory for run in made.runs if run.state == "finished"]
+    if not finished:
+        return None
+    comparison, searches = compare(finished), made.search_table()
+    parts = [comparison.render("markdown"), *([] if searches is None else [searches.render("markdown")])]
+    write_text(made.plan.out / "comparison.md", "\n\n".join(part.rstrip("\n") for part in parts) + "\n")
+    return comparison
 
 
 def open_scenario(
@@ -266,14 +327,18 @@ def _train(
     progress: bool,
     stop_after: int | None,
 ) -> Run:
-    """Run a trainer to its end and write the result."""
-    watching = [*watchers(config.track, quiet=not progress), *([Progress()] if progress else [])]
-    recorder = RunRecorder(directory, watching, write_checkpoint)
-    trainer.recorder = recorder
+    """Run a trainer to its end and write the result; of several ranks the first one writes."""
     trainer.checkpoint_seconds = 60 * config.options.checkpoint_minutes
     trainer.keep_models = config.options.keep_models
     trainer.valid = any(len(t.valid) for t in trainer.setup.stream.tasks)
     trainer.stop_after = stop_after
+    if not trainer.ranks.first:
+        trainer.run()
+        trainer.ranks.wait()
+        return Run(RunDirectory(directory.path))
+    watching = [*watchers(config.track, quiet=not progress), *([Progress()] if progress else [])]
+    recorder = RunRecorder(directory, watching, write_checkpoint)
+    trainer.recorder = recorder
     try:
         recorder.begin(Run(directory))
         trainer.run()
@@ -283,6 +348,7 @@ def _train(
         write_json(directory.path / "result.json", result_of(directory, report, trainer.counters))
     finally:
         recorder.close()
+    trainer.ranks.wait()
     return Run(RunDirectory(directory.path))
 
 

@@ -57,6 +57,17 @@ class RunOptions(Configurable):
         help="Features of a network that is frozen as a whole; auto: kept, on disk where other runs can use them; off: "
         "computed anew each time.",
     )
+    first_experiences: int | None = field(
+        default=None,
+        ge=1,
+        unit="experiences",
+        help="Run only so many experiences, the first of the scenario's; none: all. For choosing hyperparameters.",
+    )
+    scored_on: Literal["test", "valid"] = field(
+        default="test",
+        help="Samples that the metrics are of; valid: only those that the scenario set aside for validation, and no test "
+        "sample is looked at.",
+    )
     evaluate_future: bool = field(
         default=False, help="Score unseen tasks and the untrained model too (forward transfer)."
     )
@@ -435,6 +446,11 @@ def _name_and_options(value: Any, section: str, default: str) -> tuple[str, dict
         raise ConfigurationError(
             f"The {section} {name.replace('python:', '')!r} of this run was an object in Python: give it again, as in "
             f"clframe.resume(directory, {section}=...)."
+        )
+    if section == "strategy" and name.startswith("avalanche."):
+        raise ConfigurationError(
+            f"The strategy {name!r} of this run was trained in Avalanche's own loop, which keeps no model and can't be resumed: "
+            "run it again with clframe.interop.avalanche.run_avalanche."
         )
     return name, options
 

@@ -40,6 +40,9 @@ A prediction is made among a set of classes, the *restriction*:
 | `local` | the classes of the sample's own task | task-incremental learning |
 | `upto` | the classes of the tasks up to the sample's own | how much later classes take away |
 
+Metrics of the `run` as a whole don't come from predictions: a run measures them while it trains (`measure`), and
+`result.json` holds them under `run`. A value by layer is one curve per layer.
+
 Higher is better where the column *better* has ↑, lower where it has ↓; ↕ means that neither is. A metric marked
 *curve* has one value after every experience.
 

@@ -81,7 +81,7 @@ def _plot_scenario(options: argparse.Namespace) -> None:
     if options.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ConfigurationError(f"--plot: expected a .png, .pdf or .svg file, received {str(options.plot)!r}.")
     stream = open_scenario({**given.get("scenario", {}), "name": options.what[-1]}, data_root=options.data_root)
-    plot_stream(stream).savefig(options.plot, dpi=120)
+    plot_stream(stream).savefig(options.plot, dpi=200)
     print(options.plot)
 
 

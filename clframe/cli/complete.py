@@ -186,7 +186,7 @@ def _described(words: Sequence[str]) -> list[str]:
     kinds: tuple[Kind, ...] = ("strategy", "scenario", "backbone", "tracker", "metric")
     kind = words[-2] if len(words) > 2 else ""
     if kind in kinds:
-        return _names(kind)  # type: ignore[arg-type]
+        return _names(kind)
     return [*kinds, "run", "optimizer", "head", *(name for known in kinds for name in _names(known))]
 
 

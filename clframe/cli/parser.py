@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from clframe.errors import ConfigurationError, did_you_mean
 
-__all__ = ["Commands", "Parser", "common_options", "split"]
+__all__ = ["Commands", "Parser", "common_options", "split", "training_options"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,16 +57,21 @@ class Commands:
         return made
 
 
-def common_options(parser: argparse.ArgumentParser, download: bool = False) -> None:
-    """Add what all commands that train have in common."""
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """Add what all commands that compute on data have in common."""
     parser.add_argument(
         "--data-root", metavar="DIR", help="where data is looked for, before $CLFRAME_DATA and the cache"
     )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def training_options(parser: argparse.ArgumentParser, download: bool = False) -> None:
+    """Add what all commands that train have in common."""
+    common_options(parser)
     parser.add_argument(
         "--track", metavar="NAME,…", help="what watches the run: wandb, tensorboard, FILE.py:Class; none: nothing does"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     if download:
         parser.add_argument("--download", action="store_true", help="fetch a missing data set")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clframe.cli.overrides import configuration
-from clframe.cli.parser import common_options
+from clframe.cli.parser import training_options
 from clframe.errors import ClframeError
 
 __all__ = ["add"]
@@ -56,13 +56,16 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     run.add_argument("--config", type=Path, metavar="FILE", help="YAML file; options given beside it win")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<scenario>-<strategy>-<seed>-<hash>")
     run.add_argument("--dry-run", action="store_true", help="show stream, phases, steps and memory; train nothing")
-    common_options(run, download=True)
+    training_options(run, download=True)
     resume = command("resume", "continue a run that was stopped", _resume)
     resume.add_argument("directory", type=Path, metavar="DIR")
-    common_options(resume)
+    training_options(resume)
     sweep = command("sweep", "run a plan of strategies and seeds, a process each; finished runs are skipped", _sweep)
-    sweep.add_argument("plan", type=Path, metavar="PLAN.yaml")
-    sweep.add_argument("--processes", type=int, metavar="N", help="runs at a time (default: the plan's, else 1)")
+    sweep.add_argument("plan", type=Path, metavar="PLAN", help="a YAML file, or a Python file that defines `plan`")
+    sweep.add_argument("--executor", metavar="NAME", help="local, slurm or print (default: the plan's, else local)")
+    sweep.add_argument(
+        "--processes", type=int, metavar="N", help="runs at a time (default: the plan's, else one per GPU or core)"
+    )
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and what has become of each")
     sweep.add_argument("--data-root", metavar="DIR", help="where data is looked for")
     pretrain = command(
@@ -77,7 +80,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     pretrain.add_argument("--config", type=Path, metavar="FILE", help="YAML file; options given beside it win")
     pretrain.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<scenario>-joint-<seed>-<hash>")
     pretrain.add_argument("--dry-run", action="store_true", help="show data, steps and memory; train nothing")
-    common_options(pretrain, download=True)
+    training_options(pretrain, download=True)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -199,15 +202,21 @@ def _print_plan(plan: Any, as_json: bool) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from clframe.api import compare_sweep
     from clframe.launch.sweep import Sweep
 
-    sweep = Sweep.read(options.plan, data_root=options.data_root)
+    sweep = Sweep.read(options.plan, options.data_root, options.executor)
     if options.dry_run:
-        print(sweep.table().to_text())
+        print("\n".join(table.to_text() for table in (sweep.table(), sweep.search_table()) if table is not None))
         return 0
     try:
         failed = sweep.run(options.processes)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command continues the sweep.") from None
-    print(sweep.table().to_text())
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"interrupted; {stop or 'the same command continues the sweep'}.") from None
+    if not sweep.plan.executor.only_writes:
+        print("\n".join(table.to_text() for table in (sweep.table(), sweep.search_table()) if table is not None))
+        comparison = compare_sweep(sweep)
+        if comparison is not None:
+            print(comparison)
+            print(f"every figure: {comparison.save(sweep.plan.out / 'report.html')}")
     return 1 if failed else 0

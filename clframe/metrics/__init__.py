@@ -6,18 +6,13 @@ of `CATALOGUE` by its full name, or the reason why a run can't give it.
 
 from __future__ import annotations
 
-from clframe.metrics.aggregate import (
-    Difference,
-    Summary,
-    bootstrap_interval,
-    paired_difference,
-    summarise,
-    summarise_curves,
-)
+from clframe.metrics.aggregate import Summary, bootstrap_interval, summarise, summarise_curves
 from clframe.metrics.catalogue import CATALOGUE, Metric
 from clframe.metrics.compute import MetricReport, compute_all, compute_from_predictions
+from clframe.metrics.cost import compute_ratio, cumulative_retrain_ratio
 from clframe.metrics.cube import RESTRICTIONS, AccuracyCube
 from clframe.metrics.decomposition import Decomposition, decompose, head_norm_ratio, task_confusion
+from clframe.metrics.differences import MIN_SEEDS, Difference, corrected, holm, paired_difference
 from clframe.metrics.measured import Measured
 from clframe.metrics.per_class import (
     anytime_accuracy,
@@ -54,6 +49,7 @@ from clframe.metrics.transfer import (
 
 __all__ = [
     "CATALOGUE",
+    "MIN_SEEDS",
     "RESTRICTIONS",
     "Absent",
     "AccuracyCube",
@@ -73,6 +69,9 @@ __all__ = [
     "bootstrap_interval",
     "compute_all",
     "compute_from_predictions",
+    "compute_ratio",
+    "corrected",
+    "cumulative_retrain_ratio",
     "decompose",
     "final_accuracy",
     "forgetting_class_last",
@@ -85,6 +84,7 @@ __all__ = [
     "forward_transfer_minus_init",
     "forward_transfer_raw",
     "head_norm_ratio",
+    "holm",
     "in_domain",
     "intransigence",
     "learning_accuracy",

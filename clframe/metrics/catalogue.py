@@ -11,8 +11,8 @@ from typing import Any
 
 from clframe import registry
 from clframe.errors import ConfigurationError
+from clframe.metrics import cost, plasticity, transfer
 from clframe.metrics import evaluators as read
-from clframe.metrics import transfer
 from clframe.metrics.cube import RESTRICTIONS
 from clframe.metrics.scores import Absent
 
@@ -34,7 +34,8 @@ class Metric:
             follows the score.
         lower: Smallest possible value for accuracies, None if unbounded.
         upper: Largest possible value for accuracies, None if unbounded.
-        unit: `fraction`, `fraction per task`, `percent`, `points`, `classes`, `ratio` or `samples`.
+        unit: `fraction`, `fraction per task`, `percent`, `points`, `classes`, `ratio`, `samples`, `dimensions`, `steps`,
+            `magnitude` (of weights or gradients), `curvature` (loss per squared weight), `FLOP`, `bytes`, `seconds` or `joules`.
         definition: The formula.
         reference: Where it comes from.
         restrictions: Restrictions of the prediction that it is defined for; `run` alone for a metric of the run as a
@@ -388,4 +389,191 @@ _add(
     "counts at the end, rows the true task, columns the task of the predicted class",
     unit="samples",
     restrictions=("global",),
+)
+
+
+def _add_cost(
+    name: str, function: Callable[..., Any], unit: str, definition: str, reference: str = "", *, curve: bool = True
+) -> None:
+    """A metric of what a run as a whole has cost."""
+    _add(name, function, False, (0.0, None), definition, reference, unit=unit, restrictions=RUN, curve=curve)
+
+
+_add_cost(
+    "train_flops",
+    cost.train_flops,
+    "FLOP",
+    "operations (a multiplication and an addition are 2) of optimiser steps and of hooks outside of them, for experience i",
+)
+_add_cost("phase_flops", cost.phase_flops, "FLOP", "operations of the optimiser steps of every phase")
+_add_cost("evaluation_flops", cost.cost_curve("evaluation_flops"), "FLOP", "operations of scoring after experience i")
+_add_cost("inference_flops", cost.cost_curve("inference_flops"), "FLOP", "operations of predicting one sample")
+_add_cost("steps", cost.cost_curve("steps"), "steps", "optimiser steps of all phases of experience i")
+_add_cost(
+    "presentations",
+    cost.cost_curve("presentations"),
+    "samples",
+    "samples that these steps trained on, each view and each replay counted",
+)
+_add_cost(
+    "train_cpu_seconds", cost.train_seconds("cpu_seconds"), "seconds", "CPU time of phases and hooks, over all threads"
+)
+_add_cost("train_wall_seconds", cost.train_seconds("wall_seconds"), "seconds", "time of phases and hooks by the clock")
+_add_cost("deployed_bytes", cost.cost_curve("deployed_bytes"), "bytes", "parameters and buffers of the network after i")
+_add_cost(
+    "training_only_bytes",
+    cost.cost_curve("training_only_bytes"),
+    "bytes",
+    "other networks and modules that the strategy keeps after i, such as teachers",
+)
+_add_cost(
+    "exemplar_bytes",
+    cost.cost_curve("exemplar_bytes"),
+    "bytes",
+    "stored samples after i as raw bytes, 8 bytes for each label, and what is stored beside them",
+)
+_add_cost(
+    "statistics_bytes",
+    cost.cost_curve("statistics_bytes"),
+    "bytes",
+    "all other tensors that the strategy keeps after i",
+)
+_add_cost(
+    "optimizer_bytes", cost.cost_curve("optimizer_bytes"), "bytes", "largest state of an optimiser during experience i"
+)
+_add_cost(
+    "peak_memory_bytes", cost.cost_curve("peak_memory_bytes"), "bytes", "largest resident memory of the process until i"
+)
+_add_cost(
+    "peak_device_bytes",
+    cost.cost_curve("peak_device_bytes", "The run didn't use a GPU, or didn't measure its cost."),
+    "bytes",
+    "largest memory that tensors held on the GPU until i",
+)
+_add_cost(
+    "energy_joules", cost.energy, "joules", "energy of processor packages (RAPL) and the GPU (NVML), whoever used it"
+)
+_add_cost("total_train_flops", cost.total_train_flops, "FLOP", "Σ_i train_flops", curve=False)
+_add_cost(
+    "storage_ratio",
+    cost.storage_ratio,
+    "ratio",
+    "σ = (deployed + training-only + exemplar + statistics bytes after T) / (bytes of the training samples of 1..T)",
+    curve=False,
+)
+
+
+def _add_plasticity(
+    name: str, function: Callable[..., Any], better: bool | None, unit: str, definition: str, reference: str = ""
+) -> None:
+    """A metric of how well the network can still learn, with a value after every experience."""
+    upper = 1.0 if unit == "fraction" else None
+    lower = None if name == "curvature" else 0.0
+    _add(name, function, better, (lower, upper), definition, reference, unit=unit, restrictions=RUN, curve=True)
+
+
+_REDO = "Sokar et al. 2023, The Dormant Neuron Phenomenon in Deep Reinforcement Learning"
+_CBP = "Dohare et al. 2024, Loss of plasticity in deep continual learning"
+
+_add_plasticity(
+    "dormant_units",
+    plasticity.layers("dormant_units"),
+    False,
+    "fraction",
+    "share of a layer's units with E|h_i| / ((1/H) Σ_k E|h_k|) ≤ 0.025, by layer",
+    _REDO,
+)
+_add_plasticity(
+    "dormant_units_mean",
+    plasticity.layers_mean("dormant_units"),
+    False,
+    "fraction",
+    "mean over layers of dormant_units",
+    _REDO,
+)
+_add_plasticity(
+    "dead_units",
+    plasticity.layers("dead_units"),
+    False,
+    "fraction",
+    "share of a layer's units with E|h_i| = 0, by layer",
+)
+_add_plasticity(
+    "effective_rank",
+    plasticity.curve("effective_rank"),
+    True,
+    "dimensions",
+    "exp(-Σ p_i ln p_i), p_i = σ_i / Σ σ, σ the singular values of the features of the probe set",
+    "Roy and Vetterli 2007, The Effective Rank - A Measure of Effective Dimensionality",
+)
+_add_plasticity(
+    "srank",
+    plasticity.curve("srank"),
+    True,
+    "dimensions",
+    "smallest k with Σ_{i≤k} σ_i ≥ 0.99 Σ σ_i",
+    "Kumar et al. 2021, Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning",
+)
+_add_plasticity(
+    "stable_rank", plasticity.curve("stable_rank"), True, "dimensions", "‖Φ‖_F² / ‖Φ‖₂² = Σ σ_i² / max σ_i²"
+)
+_add_plasticity(
+    "weight_magnitude",
+    plasticity.curve("weight_magnitude"),
+    None,
+    "magnitude",
+    "mean |w| over all weight matrices and kernels of the network",
+    _CBP,
+)
+_add_plasticity(
+    "weight_magnitude_layers",
+    plasticity.layers("weight_magnitude_layers"),
+    None,
+    "magnitude",
+    "mean |w| of a layer's weights, by layer",
+    _CBP,
+)
+_add_plasticity(
+    "weight_distance",
+    plasticity.curve("weight_distance"),
+    None,
+    "magnitude",
+    "‖θ - θ_0‖₂, θ_0 the values with which each parameter first began to train",
+)
+_add_plasticity(
+    "gradient_norm",
+    plasticity.curve("gradient_norm", "No step of the run had a gradient."),
+    None,
+    "magnitude",
+    "mean over the optimiser steps of experience i of ‖∇L‖₂, as given to the optimiser",
+)
+_add_plasticity(
+    "gradient_norm_first",
+    plasticity.curve("gradient_norm_first", "No step of the run had a gradient."),
+    None,
+    "magnitude",
+    "‖∇L‖₂ of the first optimiser step of experience i",
+)
+_add_plasticity(
+    "online_accuracy",
+    plasticity.curve("online_accuracy"),
+    True,
+    "fraction",
+    "mean over the optimiser steps of experience i of the accuracy on the step's new samples before learning from them",
+    _CBP,
+)
+_add_plasticity(
+    "steps_to_threshold",
+    plasticity.curve("steps_to_threshold", "The running accuracy reached the threshold in no experience."),
+    False,
+    "steps",
+    "first step at which the mean of online accuracy over 20 steps is 0.9 of the level at the end of the first experience",
+)
+_add_plasticity(
+    "curvature",
+    plasticity.curve("curvature", "No experience had training samples and weights that can train."),
+    None,
+    "curvature",
+    "largest eigenvalue of the Hessian of the plain loss on 128 training samples of experience i, by power iteration",
+    "Lyle et al. 2023, Understanding plasticity in neural networks",
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -18,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from clframe.errors import RunDirectoryError
 from clframe.registry import split_names
 from clframe.tracking.files import read_json, read_yaml, to_json, write_json, write_text, write_yaml
+from clframe.tracking.lock import lock_folder
 
 if TYPE_CHECKING:
     from clframe.results import Run
@@ -204,29 +203,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: Another process writes here.
         """
-        try:
-            handle = (self.path / "lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise RunDirectoryError(
-                f"The run directory {self.path} can't be written to ({error.strerror or error}): make it writable."
-            ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {os.uname().nodename}")
-            handle.flush()
-        except OSError as error:
-            owner = _owner(handle)
-            with contextlib.suppress(OSError):
-                handle.close()
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise RunDirectoryError(
-                    f"The run directory {self.path} can't be locked ({error.strerror or error}): choose a place where it can."
-                ) from error
-            raise RunDirectoryError(
-                f"The run directory {self.path} is in use by {owner}: wait for it, or choose another --run-dir."
-            ) from None
-        self._lock = handle
+        self._lock = lock_folder(self.path, "The run directory", "choose another --run-dir")
         return self
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -307,15 +284,6 @@ def _mapping(found: Any, file: Path) -> dict[str, Any]:
             f"{file} is damaged (it holds a {type(found).__name__}, no mapping): bring it back from a copy, or start the run again."
         )
     return found
-
-
-def _owner(handle: IO[str]) -> str:
-    """What the holder of a lock wrote about itself."""
-    try:
-        handle.seek(0)
-        return handle.read().strip() or "another process"
-    except OSError:
-        return "another process"
 
 
 def _remove_empty(folder: Path, outermost: Path) -> None:

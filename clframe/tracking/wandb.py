@@ -65,9 +65,8 @@ class WandB(Board):
 
     def picture(self, key: str, figure: Figure, at: int) -> None:
         """Add the figure as a picture."""
-        from PIL import Image
-
         import wandb
+        from PIL import Image
 
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=120)

@@ -40,8 +40,8 @@ class Instrument:
         """Enclose work outside of the optimiser steps.
 
         Args:
-            kind: `setup`, `before`, `phases`, `start`, `end` or `after` for the strategy's hook of that name;
-                `evaluation` for scoring.
+            kind: `setup`, `before`, `phases`, `start`, `epoch`, `end` or `after` for the strategy's hook of that name,
+                `epoch` inside of a phase; `evaluation` for scoring.
             experience: The experience, None before the first one.
         """
         return _NOTHING

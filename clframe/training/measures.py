@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from clframe.errors import ConfigurationError, did_you_mean
+from clframe.training.cost import Cost
 from clframe.training.instruments import Instrument
+from clframe.training.plasticity import LearningPace, Probe
 
 __all__ = ["DEFAULT", "MEASURES", "instruments_for"]
 
-MEASURES: dict[str, Callable[[Sequence[str]], Instrument]] = {}
+MEASURES: dict[str, Callable[[Sequence[str]], Instrument]] = {
+    "cost": lambda _: Cost(),
+    **dict.fromkeys(("dormant_units", "effective_rank", "srank", "stable_rank"), Probe),
+    **dict.fromkeys(("weight_magnitude", "weight_distance", "curvature"), Probe),
+    **dict.fromkeys(("online_accuracy", "steps_to_threshold", "gradient_norm"), LearningPace),
+}
 """What makes the instrument that measures something, from the names asked of it."""
 
-DEFAULT: tuple[str, ...] = ()
+DEFAULT: tuple[str, ...] = ("cost", "dormant_units", "effective_rank", "weight_magnitude")
 """What every run measures."""
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from clframe.composite import leaves
 from clframe.errors import ConfigurationError, ContractError, TrainingError
 from clframe.evaluation import Columns, evaluate
+from clframe.memory import ExemplarMemory
 from clframe.strategy import BegunPhase, DataView, ParameterGroup, Phase, Strategy, TensorView
 from clframe.stream import Experience
-from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import pack, restore_strategy, strategy_state, unpack
 from clframe.training.context import Context, Setup
 from clframe.training.instruments import Instruments
@@ -75,7 +75,7 @@ class Trainer:
         recorder: Takes events, predictions and checkpoints.
         checkpoint_seconds: Longest time between two checkpoints inside an epoch.
         keep_models: Keep the checkpoint after every experience.
-        valid: Score validation samples too.
+        valid: Score validation samples: also, or instead.
         stop_after: Save and raise `Stopped` after so many optimiser steps of this process.
     """
 
@@ -96,6 +96,7 @@ class Trainer:
         self.valid = valid
         self.stop_after = stop_after
         self.strategy = setup.strategy
+        self.ranks = setup.ranks
         self.position = Position()
         self.counters = {"steps": 0, "presentations": 0, "train_seconds": 0.0}
         self._bought: dict[int, Tensor] = {}
@@ -128,7 +129,8 @@ class Trainer:
                 with self.instruments.work("setup"):
                     self.strategy.setup()
                 if self.setup.evaluate_future:
-                    self._evaluate(0)
+                    with self.instruments.work("evaluation"):
+                        self._evaluate(0)
             for experience in experiences[self.position.experience :]:
                 self._experience(experience)
 
@@ -284,8 +286,11 @@ class Trainer:
         if resumed is not None and self.position.step > 0:
             first_step = self.position.step
             self._losses = list(resumed["losses"])
+            if not self.ranks.first:  # they are the sums over ranks already
+                self._losses = [{n: v if n == "total" else 0 * v for n, v in terms.items()} for terms in self._losses]
         else:
-            self.strategy.before_epoch(phase, epoch)
+            with self.instruments.work("epoch", experience):
+                self.strategy.before_epoch(phase, epoch)
         stepper.begin_epoch(epoch)
         maker, size = self.context.train_maker, self.setup.batch_size
         steps = None if begun.steps is None else begun.steps[epoch]
@@ -307,7 +312,9 @@ class Trainer:
             if now - last_shown > 0.5:
                 self.recorder.event("steps", {"steps": batch.step + 1 - shown})
                 last_shown, shown = now, batch.step + 1
-            if (stop or now - last_saved > self.checkpoint_seconds) and batch.step + 1 < batch.num_steps:
+            due = stop or now - last_saved > self.checkpoint_seconds
+            # Of several ranks each has its part of the losses so far, which only an epoch's end puts together.
+            if due and not self.ranks.several and batch.step + 1 < batch.num_steps:
                 self._finite(experience, phase, epoch)
                 self._checkpoint(None, stepper, inside=True)
                 last_saved = now
@@ -319,6 +326,7 @@ class Trainer:
         self._end_epoch(experience, phase, stepper, epoch)
 
     def _end_epoch(self, experience: Experience, phase: Phase, stepper: Stepper, epoch: int) -> None:
+        self._losses = self.ranks.summed_losses(self._losses)
         losses = self._finite(experience, phase, epoch)
         means = {name: float(values.mean()) for name, values in losses.items()}
         self.recorder.event(
@@ -337,11 +345,21 @@ class Trainer:
             },
         )
         self._refuse_ruined(experience, phase, epoch, stepper)
+        self._bring_ranks_together(
+            stepper, f"experience {experience.index + 1}, phase {phase.name!r}, epoch {epoch + 1}"
+        )
         self._losses = []
         self.position = Position(experience.index, "train", self.position.phase, epoch + 1)
         self._checkpoint(None, stepper)
         if self.stop_after is not None and self._steps_here >= self.stop_after:
             raise Stopped
+
+    def _bring_ranks_together(self, stepper: Stepper, where: str) -> None:
+        """Average running statistics over the ranks, and see that these are still the same run."""
+        self.ranks.average_buffers((self.strategy.network, *stepper.begun.train_modules))
+        kept = [v for part in leaves(self.strategy) for n, v in vars(part).items() if n.endswith("_")]
+        memories = [memory.ids for memory in kept if isinstance(memory, ExemplarMemory)]
+        self.ranks.refuse_difference(stepper.parameters, memories, where)
 
     def _refuse_ruined(self, experience: Experience, phase: Phase, epoch: int, stepper: Stepper) -> None:
         """Keep the last good checkpoint when the weights themselves have become infinite or NaN."""
@@ -374,17 +392,23 @@ class Trainer:
     def _evaluate(self, after: int) -> None:
         stream, setup = self.setup.stream, self.setup
         tasks = [t for t in stream.tasks if setup.evaluate_future or t.available_after <= after]
-        splits: list[tuple[str, BatchMaker]] = [("test", self.context.test_maker)]
-        if self.valid:
-            splits.append(("valid", self.context.train_maker))
+        makers = {"test": self.context.test_maker, "valid": self.context.train_maker}
+        splits: list[str] = ["test"] * (setup.scored_on == "test") + ["valid"] * self.valid
         cache = self.context.feature_cache(setup.precision)
         with isolated(), autocast(setup):
-            for split, maker in splits:
+            for split in splits:
                 heads = evaluate(
-                    self.strategy, stream, maker, tasks, split=split, batch_size=setup.eval_batch_size, features=cache
+                    self.strategy,
+                    stream,
+                    makers[split],
+                    tasks,
+                    split=split,
+                    batch_size=setup.eval_batch_size,
+                    features=cache,
+                    ranks=self.ranks,
                 )
                 summary = self.recorder.predictions(split, after, heads)
-                if split == "test":
+                if split == splits[0]:  # what the run is scored by
                     norms = _head_norms(self.strategy)
                     values = {"experience": after, "heads": list(heads), **summary, "head_norms": norms}
                     self.recorder.event("evaluation", values)

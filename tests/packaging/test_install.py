@@ -143,7 +143,8 @@ def source_files(root: Path) -> set[str]:
     found = {f"clframe/{p.relative_to(root / 'clframe')}" for p in (root / "clframe").rglob("*.py")}
     for folder in ("scenarios", "strategies"):
         found |= {f"clframe/{folder}/{p.relative_to(root / folder)}" for p in (root / folder).rglob("*.py")}
-    return found | {"clframe/py.typed", "clframe/scenarios/imagenet100.txt"}
+    page = {f"clframe/report/page.{ending}" for ending in ("html", "css", "js")}
+    return found | {"clframe/py.typed", "clframe/scenarios/imagenet100.txt"} | page
 
 
 def test_package_list_is_complete() -> None:

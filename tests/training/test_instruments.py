@@ -87,6 +87,8 @@ def test_the_trainer_calls_an_instrument_around_everything_it_does():
         "start {}",
         "/start",
         "phase train",
+        "epoch {}",
+        "/epoch",
         "step",
         "/step",
         "stepped",
@@ -114,7 +116,7 @@ def test_a_resumed_run_goes_on_measuring_where_it_was_stopped():
 
 
 def test_measuring_changes_no_bit():
-    plain = run(Replay(epochs=2, memory_size=6), TWO, batch_size=4)
+    plain = run(Replay(epochs=2, memory_size=6), TWO, batch_size=4, measure="none")
     setup = make_setup(Replay(epochs=2, memory_size=6), TWO, batch_size=4, measure="all")
     measured = Trainer(setup, MemoryRecorder())
     measured.run()
