@@ -29,7 +29,7 @@ def fields_in_source(target: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            for base in node.bases:
+            for base in reversed(node.bases):  # as dataclasses order fields
                 found |= fields_in_source(_address(base, tree, module))
             found |= _own(node)
     return found

@@ -38,7 +38,7 @@ def offered(line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("re", ["resume"]),
+        ("re", ["resume", "representation"]),
         ("run --strategy replay+ew", ["replay+ewc"]),
         ("run --strategy = replay+ew", ["replay+ewc"]),
         ("run --strategy=replay+ew", ["--strategy=replay+ewc"]),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,53 +16,44 @@ from clframe import registry
 from clframe.errors import ConfigurationError
 from clframe.metrics import CATALOGUE
 from clframe.report.describe import describe, listing
+from tests.packaging.environments import ROOT, Environment, make_environment, need_pip, run, see
+from tests.packaging.environments import install as install_package
 
-ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "examples" / "plugin_template"
-
-
-def python(*arguments: str | Path, cwd: Path, path: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, env={**os.environ, "PYTHONPATH": path},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 # -- the template --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the template, and a folder that it is installed in, without a network."""
-    if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
-        pytest.skip("needs pip and setuptools in the environment of the tests: install the extra `dev`")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """A virtual environment with the template in it, beside a copy of its source; clframe is the one that is here."""
+    need_pip()
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(TEMPLATE, folder / "source")
-    options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", folder / "installed")
-    done = python("-m", "pip", "install", *options, folder / "source", cwd=folder, path="")
-    assert done.returncode == 0, done.stderr
-    return folder
+    made = make_environment(folder / "venv", "plain")
+    install_package(made, folder / "source", ".", scratch=folder / "borrowed")
+    see(made, ROOT)
+    return made
 
 
-def test_the_templates_own_tests_pass(installed: Path) -> None:
-    path = f"{ROOT}{os.pathsep}{installed / 'installed'}"
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=installed / "source", path=path)
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+def test_the_templates_own_tests_pass(installed: Environment) -> None:
+    said = run(
+        installed.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=installed.home.parent / "source"
+    )
+    assert " passed" in said
+    assert "skipped" not in said
 
 
-def test_the_commands_know_what_the_template_brings(installed: Path) -> None:
+def test_the_commands_know_what_the_template_brings(installed: Environment) -> None:
     code = """
-import json
 from clframe.cli import main
 assert main(["list", "--json"]) == 0
 for kind, name in (("strategy", "confidence_penalty"), ("scenario", "stripes"), ("metric", "worst_task_accuracy"), ("tracker", "csv")):
     assert main(["describe", kind, name]) == 0
 """
-    done = python("-W", "error", "-c", code, cwd=installed, path=f"{ROOT}{os.pathsep}{installed / 'installed'}")
-    assert done.returncode == 0, done.stderr
-    first, _, rest = done.stdout.partition("\n")
+    out = run(installed.python, "-W", "error::UserWarning", "-c", code, cwd=installed.home)
+    first, _, rest = out.partition("\n")
     named = {(r["kind"], r["name"]) for r in json.loads(first)}
     assert {("strategy", "confidence_penalty"), ("scenario", "stripes"), ("tracker", "csv")} <= named
     assert ("metric", "worst_task_accuracy") in named

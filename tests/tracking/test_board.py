@@ -25,7 +25,7 @@ class Notes(Board):
         self.said_ += [(axis, at, key, value) for key, value in values.items()]
 
     def picture(self, key: str, figure: Any, at: int) -> None:
-        image = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+        image = np.ma.filled(figure.axes[0].collections[0].get_array(), np.nan)
         self.said_.append(("picture", at, key, tuple(image[~np.isnan(image)].tolist())))
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
