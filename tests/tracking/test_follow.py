@@ -311,3 +311,15 @@ def test_the_tail_of_a_growing_log_yields_whole_lines_once(tmp_path: Path, refer
 
     found = list(follow.follow(Directory(), ended))  # type: ignore[arg-type]
     assert found == [json.loads(line) for line in text.splitlines()]
+
+
+def test_only_events_that_a_resumed_run_repeats_are_counted(tmp_path: Path, reference: clframe.Run) -> None:
+    record = follow.Record(reference.path, follow.Choice(tracker(tmp_path, NOTES)))
+    once = [{"event": "run"}, {"event": "experience", "experience": 1}, {"event": "epoch", "epoch": 1}]
+    again = [*once[:2], *once, {"event": "evaluation", "experience": 1}]
+    for events in (once, again):
+        follow.send(reference, record, iter(events))
+    heard = [(what, kind) for _, what, kind, _ in told(tmp_path) if kind in ("epoch", "evaluation")]
+    assert heard == [("event", "epoch"), ("past", "epoch"), ("event", "evaluation")]
+    assert record.sent == 2
+    record.path.unlink()
