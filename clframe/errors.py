@@ -60,6 +60,8 @@ class ContractError(ClframeError):
 class TrackerError(ClframeError):
     """A tracker failed to take a run that was sent to it; while a run trains, that is a warning alone."""
 
+    exit_code = 7
+
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Suggest the choice that is spelt most like `name`.

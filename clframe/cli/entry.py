@@ -21,12 +21,13 @@ __all__ = ["EXIT_CODES", "main", "make_commands"]
 
 EXIT_CODES = {
     0: "done",
-    1: "a run of a sweep, or a tracker that a run was sent to, failed; or a defect of clframe",
+    1: "a run of a sweep failed; or a defect of clframe",
     2: "a configuration or a command that can't be run",
     3: "data that is missing or damaged",
     4: "a run directory or another file that is in the way, in use, damaged or can't be written",
     5: "training that can't go on",
     6: "a contract that is broken",
+    7: "a tracker that failed to take a run which was sent to it",
     130: "interrupted",
     141: "the reader of a pipe has gone",
 }
