@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clframe.composite import Composite
     from clframe.errors import ClframeError
     from clframe.launch.equalise import equalise
+    from clframe.launch.follow import log
     from clframe.memory import ExemplarMemory
     from clframe.reference import fresh_reference
     from clframe.registry import register
@@ -36,6 +37,7 @@ _HOME = {
     "compare": "api",
     "equalise": "launch.equalise",
     "load": "api",
+    "log": "launch.follow",
     "open_scenario": "api",
     "plot_stream": "report.stream_plot",
     "plan": "api",
@@ -90,6 +92,7 @@ __all__ = [
     "field",
     "fresh_reference",
     "load",
+    "log",
     "open_scenario",
     "plan",
     "plot_stream",

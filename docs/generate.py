@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import command_line_page
 import methods_page
 import recipes_page
 import scenarios_page
@@ -70,6 +71,7 @@ def _row(metric: Metric) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "command-line.md": command_line_page.page,
     "metrics.md": metrics_page,
     "methods.md": methods_page.page,
     "recipes.md": recipes_page.page,
