@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from clframe.api import Plan, compare, load, open_scenario, plan, pretrain, resume, run, sweep
     from clframe.composite import Composite
     from clframe.errors import ClframeError
+    from clframe.launch.equalise import equalise
     from clframe.launch.follow import log
     from clframe.memory import ExemplarMemory
+    from clframe.reference import fresh_reference
     from clframe.registry import register
     from clframe.report.stream_plot import plot_stream
     from clframe.results import Run
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Plan": "api",
     "compare": "api",
+    "equalise": "launch.equalise",
     "load": "api",
     "log": "launch.follow",
     "open_scenario": "api",
@@ -45,6 +48,7 @@ _HOME = {
     "Composite": "composite",
     "ClframeError": "errors",
     "ExemplarMemory": "memory",
+    "fresh_reference": "reference",
     "register": "registry",
     "Run": "results",
     "Scenario": "scenario",
@@ -84,7 +88,9 @@ __all__ = [
     "Tracker",
     "__version__",
     "compare",
+    "equalise",
     "field",
+    "fresh_reference",
     "load",
     "log",
     "open_scenario",

@@ -23,7 +23,7 @@ from clframe.tracking.choice import Choice, choices
 from clframe.tracking.environment import environment
 from clframe.tracking.files import write_json, write_text
 from clframe.tracking.progress import Progress
-from clframe.tracking.recorder import RunRecorder
+from clframe.tracking.recorder import RunRecorder, Unwritten
 from clframe.tracking.rundir import RunDirectory, run_name
 from clframe.training.checkpoint import export_weights, read_checkpoint, write_checkpoint
 from clframe.training.context import Setup
@@ -76,7 +76,7 @@ def run(
     with ranks.first_then_others():  # the first one fills the caches
         stream = open_stream(resolved, data_root, download)
     setup = build_setup(resolved, stream, ranks=ranks)
-    trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
+    trainer = Trainer(setup, Unwritten())  # refuses what can't be run before the directory is made
     weights = weights_record(resolved.backbone)
     _warn_of_shared_classes(weights, stream)
     here = {
@@ -124,7 +124,7 @@ def resume(
         with ranks.first_then_others():
             stream = open_stream(resolved, data_root, False)
         check_same_stream(opened, stream)
-        trainer = Trainer(build_setup(resolved, stream, ranks=ranks), _Unwritten())
+        trainer = Trainer(build_setup(resolved, stream, ranks=ranks), Unwritten())
         latest = opened.checkpoints / "latest.pt"
         state = read_checkpoint(latest, trainer.setup.device) if latest.is_file() else None
         ranks.wait()  # all have read it before the first one replaces it
@@ -315,7 +315,7 @@ def plan(*, data_root: str | Path | None = None, download: bool = False, **confi
     resolved = resolve(config)
     stream = open_stream(resolved, data_root, download)
     setup = build_setup(resolved, stream, dry=True)
-    trainer = Trainer(setup, _Unwritten())
+    trainer = Trainer(setup, Unwritten())
     phases = plan_phases(trainer)
     return Plan(resolved.record, stream.describe(), phases, memory_bytes(trainer))
 
@@ -371,20 +371,6 @@ def _warn_of_shared_classes(weights: Mapping[str, Any], stream: Any) -> None:
             "what it measures is not new to the network.",
             stacklevel=3,
         )
-
-
-class _Unwritten:
-    """Takes nothing: the recorder of a trainer that has not been given its directory yet."""
-
-    def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Ignore."""
-
-    def predictions(self, split: str, after: int, heads: Mapping[str, Any]) -> dict[str, Any]:
-        """Ignore."""
-        return {}
-
-    def checkpoint(self, state: Mapping[str, Any], keep_as: str | None) -> None:
-        """Ignore."""
 
 
 def setup_of(run_config: RunConfig, data_root: str | Path | None = None) -> Setup:

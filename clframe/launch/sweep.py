@@ -20,6 +20,7 @@ from clframe.report import Cell, Column, Table
 from clframe.stream import Stream
 from clframe.tracking.choice import plain
 from clframe.tracking.lock import lock_folder
+from clframe.tracking.recorder import Unwritten
 from clframe.tracking.rundir import run_name
 
 __all__ = ["Sweep", "SweepRun"]
@@ -346,20 +347,6 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-class _Silent:
-    """Takes what a trainer that never trains would say."""
-
-    def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Ignore."""
-
-    def predictions(self, split: str, after: int, heads: Mapping[str, Any]) -> dict[str, Any]:
-        """Ignore."""
-        return {}
-
-    def checkpoint(self, state: Mapping[str, Any], keep_as: str | None) -> None:
-        """Ignore."""
-
-
 class _Checker:
     """Makes everything of runs but their directories; a stream that several runs share is made once."""
 
@@ -391,7 +378,7 @@ class _Checker:
         stream: Stream | ClframeError = self._streams[key]
         if isinstance(stream, ClframeError):
             raise stream
-        Trainer(build_setup(config, stream, dry=True), _Silent())
+        Trainer(build_setup(config, stream, dry=True), Unwritten())
         return stream
 
     def search(self, search: Search) -> None:

@@ -78,6 +78,7 @@ def compute_from_predictions(
     score: str = "accuracy",
     higher_is_better: bool = True,
     joint: AccuracyCube | None = None,
+    fresh: AccuracyCube | None = None,
     decathlon_baseline: Sequence[float] | None = None,
     head_norms: Mapping[str, Mapping[int, ArrayLike]] | None = None,
     measured: Measured | None = None,
@@ -90,6 +91,7 @@ def compute_from_predictions(
         score: Name of the score, where the predictions hold one.
         higher_is_better: Whether a larger score is a better one.
         joint: Cube of the joint reference of the same stream.
+        fresh: Cube of its fresh reference, for `fresh_gap`; see `clframe.fresh_reference`.
         decathlon_baseline: Error of the baseline per evaluation task.
         head_norms: `{head: {i: (K_i,)}}` norms of the head's weight vectors.
         measured: What the run measured of itself.
@@ -107,6 +109,7 @@ def compute_from_predictions(
         cubes,
         decompositions=decompositions,
         joint=joint,
+        fresh=fresh,
         decathlon_baseline=decathlon_baseline,
         head_norms=head_norms,
     )
@@ -119,6 +122,7 @@ def compute_all(
     *,
     decompositions: Mapping[str, Decomposition] | None = None,
     joint: AccuracyCube | None = None,
+    fresh: AccuracyCube | None = None,
     decathlon_baseline: Sequence[float] | None = None,
     head_norms: Mapping[str, Mapping[int, ArrayLike]] | None = None,
 ) -> MetricReport:
@@ -128,6 +132,7 @@ def compute_all(
         cubes: Per head, primary head first.
         decompositions: Error decomposition per head.
         joint: Cube of the joint reference of the same stream, for intransigence and deficits.
+        fresh: Cube of its fresh reference, for `fresh_gap`; see `clframe.fresh_reference`.
         decathlon_baseline: Error of the baseline per evaluation task.
         head_norms: `{head: {i: (K_i,)}}` norms of the head's weight vectors after experience i.
     """
@@ -142,6 +147,7 @@ def compute_all(
                 restriction=restriction,
                 decomposition=(decompositions or {}).get(head),
                 joint=joint,
+                fresh=fresh,
                 decathlon_baseline=decathlon_baseline,
                 head_norms=(head_norms or {}).get(head, {}),
             )
