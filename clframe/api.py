@@ -236,6 +236,7 @@ def sweep(
     data_root: str | Path | None = None,
     processes: int | None = None,
     executor: str | None = None,
+    progress: bool = True,
 ) -> Sweep:
     """Do the runs of a plan that are missing, and return it with the runs' states.
 
@@ -244,13 +245,14 @@ def sweep(
         data_root: Folders to look for data in.
         processes: Runs at a time; None means the plan's.
         executor: `local`, `slurm` or `print`; None means the plan's.
+        progress: Show a table on a terminal, elsewhere a line per run that ended.
 
     Raises:
         ClframeError: Something can't be run, raised before the first run starts; or another sweep uses the folder.
     """
     given = plan if isinstance(plan, Mapping) else read_plan(plan)
     made = Sweep.from_plan(given, data_root, executor)
-    made.run(processes)
+    made.run(processes, progress)
     compare_sweep(made)
     return made
 
