@@ -200,6 +200,9 @@ def pretrain(
 def load(directory: str | Path) -> Run:
     """Open a run directory: its numbers, plots and model, without its data.
 
+    Args:
+        directory: The run directory.
+
     Raises:
         RunDirectoryError: There is no run.
     """
@@ -310,7 +313,17 @@ class Plan:
 
 
 def plan(*, data_root: str | Path | None = None, download: bool = False, **config: Any) -> Plan:
-    """Return what a run would do, without training: for `--dry-run`."""
+    """Return what a run would do, without training: for `--dry-run`.
+
+    Args:
+        data_root: Folders to look for data in.
+        download: Whether a missing data set may be fetched.
+        **config: The configuration, as for `run`.
+
+    Raises:
+        ConfigurationError: Something can't be run.
+        DataError: The data is missing or damaged.
+    """
     resolved = resolve(config)
     stream = open_stream(resolved, data_root, download)
     setup = build_setup(resolved, stream, dry=True)

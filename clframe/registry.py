@@ -44,6 +44,11 @@ _from_files: dict[str, Path] = {}
 def register(kind: Kind, name: str, cls: type) -> None:
     """Make a class known under a name in this process, for instance from a notebook.
 
+    Args:
+        kind: `strategy`, `scenario` or `backbone`.
+        name: What configurations call it.
+        cls: The class.
+
     Raises:
         ConfigurationError: The name is taken by another class.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import api_page
 import methods_page
 import recipes_page
 import scenarios_page
@@ -70,6 +71,7 @@ def _row(metric: Metric) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    **api_page.pages(),
     "metrics.md": metrics_page,
     "methods.md": methods_page.page,
     "recipes.md": recipes_page.page,
@@ -79,5 +81,6 @@ PAGES: dict[str, Callable[[], str]] = {
 
 if __name__ == "__main__":
     for name, page in PAGES.items():
+        (FOLDER / name).parent.mkdir(exist_ok=True)
         (FOLDER / name).write_text(page(), encoding="utf-8")
         print(f"wrote docs/{name}")
