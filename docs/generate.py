@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import api_page
 import methods_page
 import recipes_page
+import reproduce_page
 import scenarios_page
 
 from clframe.metrics import CATALOGUE
@@ -75,6 +76,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics_page,
     "methods.md": methods_page.page,
     "recipes.md": recipes_page.page,
+    "reproduce.md": reproduce_page.page,
     "scenarios-list.md": scenarios_page.page,
 }
 """What makes each generated page."""
