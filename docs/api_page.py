@@ -173,6 +173,8 @@ def _text(annotation: Any) -> str:
 
 
 def _default(value: Any) -> str:
+    if isinstance(value, set | frozenset) and value:  # whose order changes from process to process
+        return f"{type(value).__name__}({{{', '.join(sorted(map(repr, value)))}}})"
     if type(value).__repr__ is object.__repr__ or dataclasses.is_dataclass(value) or " at 0x" in repr(value):
         return "…"
     return "…" if repr(value) == "<factory>" or value is dataclasses.MISSING else repr(value)

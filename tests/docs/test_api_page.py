@@ -131,6 +131,15 @@ def test_signatures_are_as_in_the_code(made: ModuleType) -> None:
     )
 
 
+def test_the_order_of_a_set_is_always_the_same(made: ModuleType) -> None:
+    def call(kinds: frozenset[str] = frozenset("cab"), none: frozenset[str] = frozenset()) -> None:
+        pass
+
+    assert made.signature("call", call) == (
+        "call(kinds: frozenset[str] = frozenset({'a', 'b', 'c'}), none: frozenset[str] = frozenset())"
+    )
+
+
 def test_what_another_class_documents_is_not_repeated(made: ModuleType) -> None:
     text = (FOLDER / "api.md").read_text(encoding="utf-8")
     assert "#### Strategy.loss_terms\n" in text
