@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clframe.api import Plan, compare, load, open_scenario, plan, pretrain, resume, run, sweep
     from clframe.composite import Composite
     from clframe.errors import ClframeError
+    from clframe.launch.follow import log
     from clframe.memory import ExemplarMemory
     from clframe.registry import register
     from clframe.report.stream_plot import plot_stream
@@ -33,6 +34,7 @@ _HOME = {
     "Plan": "api",
     "compare": "api",
     "load": "api",
+    "log": "launch.follow",
     "open_scenario": "api",
     "plot_stream": "report.stream_plot",
     "plan": "api",
@@ -84,6 +86,7 @@ __all__ = [
     "compare",
     "field",
     "load",
+    "log",
     "open_scenario",
     "plan",
     "plot_stream",

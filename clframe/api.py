@@ -10,6 +10,7 @@ from typing import Any
 from clframe.config import RunConfig, resolve
 from clframe.errors import ConfigurationError, RunDirectoryError
 from clframe.launch.build import build_setup, check_same_stream, load_strategy, open_stream, stream_record
+from clframe.launch.follow import remembered, watchers
 from clframe.launch.pretrain import pretraining, provenance_of, shared_classes, weights_record
 from clframe.launch.sweep import Sweep
 from clframe.launch.sweep_plan import read_plan
@@ -18,11 +19,12 @@ from clframe.report import Comparison, RunSummary
 from clframe.report import compare as compare_summaries
 from clframe.results import Run, metrics_of, open_run, result_of, summary_of
 from clframe.stream import Stream
+from clframe.tracking.choice import Choice, choices
 from clframe.tracking.environment import environment
 from clframe.tracking.files import write_json, write_text
 from clframe.tracking.progress import Progress
 from clframe.tracking.recorder import RunRecorder
-from clframe.tracking.rundir import RunDirectory, Tracker, run_name
+from clframe.tracking.rundir import RunDirectory, run_name
 from clframe.training.checkpoint import export_weights, read_checkpoint, write_checkpoint
 from clframe.training.context import Setup
 from clframe.training.plan import memory_bytes, plan_phases
@@ -37,7 +39,6 @@ def run(
     run_dir: str | Path | None = None,
     data_root: str | Path | None = None,
     download: bool = False,
-    trackers: Sequence[Tracker] = (),
     progress: bool = True,
     stop_after: int | None = None,
     **config: Any,
@@ -49,11 +50,11 @@ def run(
             has finished already is returned instead of repeated.
         data_root: Folders to look for data in, before the environment's and the cache.
         download: Whether a missing data set may be fetched.
-        trackers: Watch the run.
         progress: Show a progress bar (on a terminal) and a line per experience.
         stop_after: Stop with `Stopped` after so many optimiser steps; `resume` continues.
         **config: The configuration: `scenario`, `strategy`, `backbone`, `head`, `optimizer`, `first_optimizer` as names,
-            mappings or objects; `epochs`, `seed`, `batch_size` and the other run options.
+            mappings or objects; `epochs`, `seed`, `batch_size` and the other run options. `track` names what watches the
+            run, such as `["wandb", "tensorboard"]`, with options as mappings, or gives `Tracker` objects.
 
     Raises:
         ConfigurationError: Something can't be run; raised before anything is computed.
@@ -65,6 +66,8 @@ def run(
     ranks = join_ranks(resolved.options.device)
     path = Path(run_dir) if run_dir is not None else Path("runs") / run_name(resolved.record)
     if ranks.from_first(lambda: run_dir is None and (path / "result.json").is_file()):
+        if ranks.first:
+            _say_how_to_log(path, resolved.track)
         return Run(RunDirectory.open(path))
     if ranks.first and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunDirectoryError(
@@ -83,14 +86,14 @@ def run(
     }
     files = {"config.yaml": resolved.record, "stream.json": stream_record(stream), "environment.json": here}
     directory = RunDirectory.create(path, files, resolved.sources) if ranks.first else RunDirectory(path)
-    return _train(trainer, directory, resolved, trackers, progress, stop_after)
+    return _train(trainer, directory, resolved, progress, stop_after)
 
 
 def resume(
     directory: str | Path,
     *,
     data_root: str | Path | None = None,
-    trackers: Sequence[Tracker] = (),
+    track: Any = None,
     progress: bool = True,
     stop_after: int | None = None,
     **objects: Any,
@@ -100,7 +103,7 @@ def resume(
     Args:
         directory: The run directory.
         data_root: Folders to look for data in.
-        trackers: Watch the run.
+        track: What watches the run, as for `run`; None means the named trackers that have watched it before, `[]` none.
         progress: Show progress.
         stop_after: Stop again after so many optimiser steps.
         **objects: `scenario`, `strategy` or `backbone`, where the run was given an object that has no name.
@@ -110,8 +113,10 @@ def resume(
     """
     opened = RunDirectory.open(Path(directory))
     if opened.finished:
+        _say_how_to_log(opened.path, choices(track))
         return Run(opened)
-    resolved = resolve({**opened.config, **objects})
+    watched = remembered(opened) if track is None else track
+    resolved = resolve({**opened.config, **objects, "track": watched})
     ranks = join_ranks(resolved.options.device)
     if ranks.first:
         opened.lock()
@@ -127,7 +132,7 @@ def resume(
             opened.cut_events(0 if state is None else int(state["events_size"]))
         if state is not None:
             trainer.load_state(state)
-        return _train(trainer, opened, resolved, trackers, progress, stop_after)
+        return _train(trainer, opened, resolved, progress, stop_after)
     finally:
         opened.close()
 
@@ -138,7 +143,6 @@ def pretrain(
     run_dir: str | Path | None = None,
     data_root: str | Path | None = None,
     download: bool = False,
-    trackers: Sequence[Tracker] = (),
     progress: bool = True,
     stop_after: int | None = None,
     **config: Any,
@@ -155,7 +159,6 @@ def pretrain(
         run_dir: Where to keep the run; by default `runs/<scenario>-joint-<seed>-<hash>`.
         data_root: Folders to look for data in, before the environment's and the cache.
         download: Whether a missing data set may be fetched.
-        trackers: Watch the run.
         progress: Show a progress bar (on a terminal) and a line per experience.
         stop_after: Stop with `Stopped` after so many optimiser steps.
         **config: As for `run`, without a strategy. `scenario.classes` and `scenario.exclude` choose the classes.
@@ -182,12 +185,12 @@ def pretrain(
             )
         return found
     path = Path(run_dir) if run_dir is not None else Path("runs") / run_name(record)
-    how: dict[str, Any] = {"trackers": trackers, "progress": progress, "stop_after": stop_after, "data_root": data_root}
+    how: dict[str, Any] = {"progress": progress, "stop_after": stop_after, "data_root": data_root}
     if (path / "config.yaml").is_file():
         if RunDirectory.open(path).config != record:
             raise RunDirectoryError(f"The run directory {path} holds another run: choose another --run-dir.")
         objects = {n: v for n, v in given.items() if n in ("scenario", "backbone")}
-        finished = resume(path, **how, **objects)
+        finished = resume(path, track=given.get("track"), **how, **objects)
     else:
         finished = run(run_dir=path, download=download, **how, **given)
     provenance = provenance_of(finished)
@@ -336,7 +339,6 @@ def _train(
     trainer: Trainer,
     directory: RunDirectory,
     config: RunConfig,
-    trackers: Sequence[Tracker],
     progress: bool,
     stop_after: int | None,
 ) -> Run:
@@ -349,10 +351,11 @@ def _train(
         trainer.run()
         trainer.ranks.wait()
         return Run(RunDirectory(directory.path))
-    watching = [*trackers, *([Progress()] if progress else [])]
+    watching = [*watchers(config.track, quiet=not progress), *([Progress()] if progress else [])]
     recorder = RunRecorder(directory, watching, write_checkpoint)
     trainer.recorder = recorder
     try:
+        recorder.begin(Run(directory))
         trainer.run()
         report = metrics_of(directory)
         export_weights(trainer.strategy.network, directory.checkpoints / "model.safetensors")
@@ -362,6 +365,16 @@ def _train(
         recorder.close()
     trainer.ranks.wait()
     return Run(RunDirectory(directory.path))
+
+
+def _say_how_to_log(path: Path, track: Sequence[Any]) -> None:
+    """Tell who asks for trackers of a run that isn't repeated."""
+    names = [choice.name for choice in track if isinstance(choice, Choice)]
+    if names:
+        warnings.warn(
+            f"The run in {path} has finished already: `clframe log {path} --to {','.join(names)}` sends it.",
+            stacklevel=3,
+        )
 
 
 def _warn_of_shared_classes(weights: Mapping[str, Any], stream: Any) -> None:

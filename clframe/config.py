@@ -90,6 +90,7 @@ class RunConfig:
         recipe: Of the optimiser.
         first_recipe: Of the first experience; None means the same.
         options: The rest.
+        track: What watches the run, which is no part of what it is: trackers by name, and objects.
         record: The resolved plain form, as `config.yaml` holds it.
         sources: Text of the user's files that were used, by file name.
     """
@@ -101,13 +102,14 @@ class RunConfig:
     recipe: Any
     first_recipe: Any
     options: RunOptions
+    track: list[Any]
     record: dict[str, Any]
     sources: dict[str, str]
 
 
 def option_names() -> list[str]:
-    """Return what may stand at the top of a configuration: sections, `epochs` and run options."""
-    return [*SECTIONS, "epochs", *(f.name for f in fields_of(RunOptions))]
+    """Return what may stand at the top of a configuration: sections, `epochs`, `track` and run options."""
+    return [*SECTIONS, "epochs", "track", *(f.name for f in fields_of(RunOptions))]
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
 
     Args:
         values: Sections by name (a name, an object, or a mapping with `name` and its options) and run options;
-            `epochs` stands for the strategy's.
+            `epochs` stands for the strategy's. `track` chooses trackers and leaves no trace in the record.
 
     Raises:
         ConfigurationError: Every problem found, one sentence each.
@@ -154,7 +156,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     weights = given.pop("weights", None)
     options = {f.name: given.pop(f.name) for f in fields_of(RunOptions) if f.name in given}
     epochs = given.pop("epochs", None)
-    resolver = _Resolver(given, options, epochs)
+    resolver = _Resolver(given, options, epochs, given.pop("track", None))
     for key in [k for k in given if k not in SECTIONS]:
         resolver.problems.append(f"{key} is not an option of a run.{did_you_mean(key, option_names())}")
         del given[key]
@@ -198,8 +200,9 @@ def _weights_files(record: Mapping[str, Any]) -> list[str]:
 class _Resolver:
     """Builds the parts one after the other and collects what is wrong with each."""
 
-    def __init__(self, given: dict[str, Any], options: dict[str, Any], epochs: Any) -> None:
+    def __init__(self, given: dict[str, Any], options: dict[str, Any], epochs: Any, track: Any = None) -> None:
         self.given = given
+        self.track = track
         self.epochs = epochs
         self.options = options
         self.problems: list[str] = []
@@ -208,6 +211,7 @@ class _Resolver:
 
     def config(self) -> RunConfig:
         from clframe.models import HeadConfig
+        from clframe.tracking.choice import choices
         from clframe.training.recipe import Recipe
 
         scenario = self._try(self._scenario)
@@ -217,6 +221,7 @@ class _Resolver:
         recipe = self._try(self._plain, Recipe, "optimizer")
         first = self._try(self._first_recipe, recipe)
         options = self._try(self._run_options)
+        track = self._try(choices, self.track)
         if self.problems:
             raise ConfigurationError("\n".join(self.problems))
         _refuse_unwritable(self.record)
@@ -230,7 +235,7 @@ class _Resolver:
             self.record["weights"] = {f: file_digest(f)[:16] for f in files}
         return RunConfig(
             scenario=scenario, strategy=strategy, backbone=backbone, head=head, recipe=recipe, first_recipe=first,
-            options=options, record=self.record, sources=sources,
+            options=options, track=track, record=self.record, sources=sources,
         )  # fmt: skip
 
     def _try(self, call: Any, *args: Any) -> Any:

@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["Run", "metrics_of", "predictions_of", "summary_of"]
 
 
-def predictions_of(directory: RunDirectory, split: str | None = None) -> dict[str, dict[int, Predictions]]:
+def predictions_of(
+    directory: RunDirectory, split: str | None = None, until: int | None = None
+) -> dict[str, dict[int, Predictions]]:
     """Read the kept predictions of a run: `{head: {experiences trained: predictions}}`, primary head first.
 
     Of the split `test` or `valid`; None means the one that the run is scored on.
 
     Only the evaluations that the event log knows count, so that files of a stretch that is to be trained again are
-    left out.
+    left out; and with `until` only those after at most so many experiences.
 
     Raises:
         RunDirectoryError: A file is missing or damaged; names it.
@@ -44,7 +46,7 @@ def predictions_of(directory: RunDirectory, split: str | None = None) -> dict[st
     order: list[str] = []
     done: list[int] = []
     for event in directory.events():
-        if event["event"] == "evaluation":
+        if event["event"] == "evaluation" and (until is None or event["experience"] <= until):
             done.append(int(event["experience"]))
             order = list(event.get("heads", order))
     found: dict[str, dict[int, Predictions]] = {head: {} for head in order}
@@ -205,9 +207,17 @@ class Run:
         head, restriction = self.primary
         return dict(self.result["values"][head][restriction])
 
-    def matrix(self, head: str | None = None, restriction: str | None = None) -> NDArray[np.float64]:
-        """Return the accuracy matrix a[i, j]: (T+1, J); row 0 is before training, NaN where nothing was scored."""
-        kept = predictions_of(self.directory)
+    def matrix(
+        self, head: str | None = None, restriction: str | None = None, after: int | None = None
+    ) -> NDArray[np.float64]:
+        """Return the accuracy matrix a[i, j]: (T+1, J); row 0 is before training, NaN where nothing was scored.
+
+        Args:
+            head: The report head; by default the primary one.
+            restriction: Of the prediction; by default that of the setting.
+            after: As it was after so many experiences; None means now.
+        """
+        kept = predictions_of(self.directory, until=after)
         if not kept:
             raise RunDirectoryError(f"The run in {self.path} has scored nothing yet.")
         chosen = head or next(iter(kept))
@@ -226,9 +236,9 @@ class Run:
         """Return what was logged, for instance every `epoch` with its losses."""
         return [e for e in self.directory.events() if kind is None or e["event"] == kind]
 
-    def plot_matrix(self, head: str | None = None) -> Figure:
-        """Draw the accuracy matrix as a heat map."""
-        return plot_matrix(self.matrix(head), title=self._title)
+    def plot_matrix(self, head: str | None = None, after: int | None = None) -> Figure:
+        """Draw the accuracy matrix as a heat map, as it is now or was after so many experiences."""
+        return plot_matrix(self.matrix(head, after=after), title=self._title)
 
     def plot_curve(self) -> Figure:
         """Draw the accuracy over the classes seen after every experience, a line per report head."""

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import api_page
+import command_line_page
 import methods_page
 import recipes_page
 import reproduce_page
@@ -73,6 +74,7 @@ def _row(metric: Metric) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     **api_page.pages(),
+    "command-line.md": command_line_page.page,
     "metrics.md": metrics_page,
     "methods.md": methods_page.page,
     "recipes.md": recipes_page.page,

@@ -18,6 +18,7 @@ from clframe.launch.sweep_progress import SweepProgress
 from clframe.launch.sweep_run import SweepRun
 from clframe.report import Cell, Column, Table
 from clframe.stream import Stream
+from clframe.tracking.choice import plain
 from clframe.tracking.lock import lock_folder
 from clframe.tracking.rundir import run_name
 
@@ -82,7 +83,7 @@ class Sweep:
         """Make the runs of a plan; nothing is started.
 
         Args:
-            plan: `out` (a folder, as seen from the current one), `base` (a run's configuration), `strategies`,
+            plan: `out` (a folder, as seen from the current one), `base` (a run's configuration, `track` too), `strategies`,
                 `scenarios`, `backbones` (lists of names, mappings or objects), `seeds` (a list), `grid` (values by dotted
                 option, such as `optimizer.lr`), `search` (see `clframe.launch.search.SearchOptions`), `processes` (runs
                 at a time), `threads` (of a run), `executor` (a name, or a mapping of a name and options). Runs are
@@ -137,12 +138,13 @@ class Sweep:
         for config in configs:
             for given in () if config is None else _seeded(config, self.plan.seeds):
                 try:
-                    record = resolve(given).record
+                    resolved = resolve(given)
+                    track = plain(resolved.track)
                 except ConfigurationError as error:
                     problems.update(dict.fromkeys(str(error).split("\n")))
                     continue
-                directory = self.plan.out / run_name(record)
-                found.setdefault(directory, SweepRun(record, directory))
+                directory = self.plan.out / run_name(resolved.record)
+                found.setdefault(directory, SweepRun(resolved.record, directory, track))
         if problems:
             raise ConfigurationError("\n".join(problems))
         return tuple(found.values())

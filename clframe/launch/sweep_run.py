@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,15 +31,22 @@ class SweepRun:
     Attributes:
         record: Its resolved configuration, as `config.yaml` holds it.
         directory: Its run directory, `<scenario>-<strategy>-<seed>-<hash>`.
+        track: What watches it, as a configuration names trackers.
     """
 
     record: Mapping[str, Any]
     directory: Path
+    track: Sequence[Mapping[str, Any]] = ()
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.directory.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the process that begins the run is given."""
+        return {**self.record, **({"track": [dict(one) for one in self.track]} if self.track else {})}
 
     @property
     def log(self) -> Path:

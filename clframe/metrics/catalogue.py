@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from clframe import registry
+from clframe.errors import ConfigurationError
 from clframe.metrics import cost, plasticity, transfer
 from clframe.metrics import evaluators as read
 from clframe.metrics.cube import RESTRICTIONS
+from clframe.metrics.scores import Absent
 
 __all__ = ["CATALOGUE", "RUN", "Metric"]
 
@@ -61,8 +66,71 @@ class Metric:
         return self.name.replace("accuracy", score)
 
 
-CATALOGUE: dict[str, Metric] = {}
+_OWN: dict[str, Metric] = {}
+
+
+class _Catalogue(Mapping[str, Metric]):
+    """clframe's own metrics, followed by those of installed packages, which are loaded when the catalogue is first read."""
+
+    def __init__(self) -> None:
+        self._joined: dict[str, Metric | None] = {}  # None: broken, and said so
+
+    def __getitem__(self, name: str) -> Metric:
+        return _OWN[name] if name in _OWN else self._plugins()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**_OWN, **self._plugins()})
+
+    def __len__(self) -> int:
+        return len({**_OWN, **self._plugins()})
+
+    def _plugins(self) -> dict[str, Metric]:
+        for name in registry.available("metric"):
+            if name not in self._joined:
+                try:
+                    self._joined[name] = _plugin(name)
+                except ConfigurationError as error:
+                    self._joined[name] = None
+                    warnings.warn(str(error), stacklevel=3)
+        return {name: metric for name, metric in self._joined.items() if metric is not None}
+
+
+CATALOGUE: Mapping[str, Metric] = _Catalogue()
 """Every metric by name, in the order of the result file."""
+
+
+def _plugin(name: str) -> Metric:
+    """Load a package's metric.
+
+    Raises:
+        ConfigurationError: It can't be imported, is no metric, or has a name that doesn't fit.
+    """
+    metric = registry.load("metric", name)
+    if not isinstance(metric, Metric):
+        raise ConfigurationError(
+            f"Expected the metric {name!r} of a package to be a clframe.metrics.Metric, received {type(metric).__name__}: "
+            "register the object itself."
+        )
+    if name in _OWN or metric.name != name:
+        why = "clframe has a metric of that name" if name in _OWN else f"it calls itself {metric.name!r}"
+        raise ConfigurationError(f"The metric {name!r} of a package is left out, because {why}: rename it there.")
+    return replace(metric, function=_guarded(name, metric.function))
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a package's metric fail without taking the run's other metrics with it; numbers of NumPy become Python's."""
+
+    @functools.wraps(function)
+    def value(*args: Any) -> Any:
+        try:
+            found = function(*args)
+        except Absent:
+            raise
+        except Exception as error:
+            raise Absent(f"The metric {name!r} of a package failed ({type(error).__name__}: {error}).") from error
+        return found.tolist() if hasattr(found, "tolist") else found
+
+    return value
 
 
 def _add(
@@ -79,7 +147,7 @@ def _add(
     level: bool = False,
 ) -> None:
     lower, upper = bounds
-    CATALOGUE[name] = Metric(
+    _OWN[name] = Metric(
         name, function, better, lower, upper, unit, definition, reference, restrictions, curve=curve, level=level
     )
 

@@ -11,14 +11,17 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from clframe.errors import RunDirectoryError
 from clframe.registry import split_names
 from clframe.tracking.files import read_json, read_yaml, to_json, write_json, write_text, write_yaml
 from clframe.tracking.lock import lock_folder
 
-__all__ = ["RunDirectory", "Tracker", "run_name", "spec_hash"]
+if TYPE_CHECKING:
+    from clframe.results import Run
+
+__all__ = ["RunDirectory", "Tracker", "group_name", "run_name", "short_name", "spec_hash"]
 
 SCHEMA = 1
 
@@ -32,14 +35,21 @@ def spec_hash(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
+def group_name(record: Mapping[str, Any]) -> str:
+    """Return what runs that differ in nothing but their seeds have in common: `<scenario>/<strategy>/<hash>`."""
+    shared = {k: v for k, v in record.items() if k not in ("seed", "init_seed", "data_seed")}
+    names = [short_name(str(record[part]["name"])) for part in ("scenario", "strategy")]
+    return f"{names[0]}/{names[1]}/{spec_hash(shared)}"
+
+
 def run_name(record: Mapping[str, Any]) -> str:
     """Return the readable folder name of a run: `<scenario>-<strategy>-<seed>-<hash>`."""
-    names = [_short_name(str(record[part]["name"])) for part in ("scenario", "strategy")]
+    names = [short_name(str(record[part]["name"])) for part in ("scenario", "strategy")]
     return f"{names[0]}-{names[1]}-{record['seed']}-{spec_hash(record)}"
 
 
-def _short_name(name: str) -> str:
-    """A name for folders: of a user's class only the class."""
+def short_name(name: str) -> str:
+    """Return a name for folders: of a user's class only the class."""
     parts = (n.rpartition(":")[2] for n in split_names(name))
     return "".join(c if c.isalnum() or c in "_+" else "_" for c in "+".join(parts))
 
@@ -47,19 +57,37 @@ def _short_name(name: str) -> str:
 class Tracker:
     """Something that watches a run, such as a progress bar; it is told what happens and can change nothing.
 
-    A tracker that raises is dropped with a warning; the run goes on.
+    A tracker that raises is dropped with a warning; the run goes on. One that is chosen by its name (`track: [wandb]`)
+    lives in a process of its own and reads the run directory; an object is called in the run's own process, between two
+    steps. Both are told the same: `begin`, then `past` for what was told before the run was stopped, `event`, `close`.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Packages that it can't do without."""
+
+    kept: dict[str, Any]
+    """Of a tracker chosen by name: what it wants to know again when the run goes on, as plain values; empty at first."""
+
+    def begin(self, run: Run) -> None:
+        """The run starts or goes on.
+
+        Args:
+            run: Its configuration, stream, numbers and files, which grow while it trains.
+        """
+
+    def past(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Recall an event that was told before the run was stopped."""
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
         """Take note of an event, as `events.jsonl` records it.
 
         Args:
-            kind: `run`, `experience`, `epoch`, `evaluation`, `measured` or `finished`; to trackers alone also `steps`.
+            kind: `run`, `experience`, `epoch`, `evaluation`, `measured` or `finished`; to objects also `steps`.
             values: What happened; plain values.
         """
 
     def close(self) -> None:
-        """The run has ended or stopped."""
+        """The run has ended or stopped; where it has ended, its result is there."""
 
 
 class RunDirectory:

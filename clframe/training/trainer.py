@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +31,9 @@ __all__ = ["Position", "Recorder", "Stopped", "Trainer"]
 
 _WORTH_SAVING = 1.0
 """Seconds of work that a checkpoint saves doing again."""
+
+_CURVE_POINTS = 10
+"""At most so many values of a loss are logged per epoch: means over parts of equal length."""
 
 
 class Recorder(Protocol):
@@ -323,7 +327,8 @@ class Trainer:
 
     def _end_epoch(self, experience: Experience, phase: Phase, stepper: Stepper, epoch: int) -> None:
         self._losses = self.ranks.summed_losses(self._losses)
-        means = self._finite(experience, phase, epoch)
+        losses = self._finite(experience, phase, epoch)
+        means = {name: float(values.mean()) for name, values in losses.items()}
         self.recorder.event(
             "epoch",
             {
@@ -335,6 +340,7 @@ class Trainer:
                 "parameters": sum(p.numel() for p in stepper.parameters),
                 "loss": means.pop("total", 0.0),
                 "terms": means,
+                "curve": {name: _curve(values) for name, values in losses.items()},
                 "lr": stepper.optimizer.param_groups[0]["lr"],
             },
         )
@@ -364,11 +370,11 @@ class Trainer:
                 f"{epoch + 1}: lower the learning rate or clip the gradients; the last checkpoint is from before."
             )
 
-    def _finite(self, experience: Experience, phase: Phase, epoch: int) -> dict[str, float]:
-        """Fetch the epoch's losses in one go and refuse to go on from one that is not a number."""
+    def _finite(self, experience: Experience, phase: Phase, epoch: int) -> dict[str, Tensor]:
+        """Fetch the epoch's losses in one go, per step, and refuse to go on from one that is not a number."""
         if not self._losses:
             return {}
-        means: dict[str, float] = {}
+        losses: dict[str, Tensor] = {}
         for name in self._losses[0]:
             values = torch.stack([terms[name].float() for terms in self._losses if name in terms]).cpu()
             bad = (~values.isfinite()).nonzero().flatten()
@@ -378,8 +384,8 @@ class Trainer:
                     f"{phase.name!r}, epoch {epoch + 1}, step {int(bad[0]) + 1}: lower the learning rate or clip the "
                     "gradients; the last checkpoint is from before."
                 )
-            means[name] = float(values.mean())
-        return means
+            losses[name] = values
+        return losses
 
     # -- scoring and saving ---------------------------------------------------------------------------------------------
 
@@ -477,6 +483,14 @@ def _only_training(network: nn.Module, groups: Sequence[ParameterGroup]):  # typ
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
+
+
+def _curve(values: Tensor) -> list[float]:
+    """Means over consecutive parts of an epoch, to six digits; the steps n·p // k bound part p of k."""
+    count = min(_CURVE_POINTS, len(values))
+    bounds = np.arange(count + 1) * len(values) // count
+    sums = np.add.reduceat(values.double().numpy(), bounds[:-1])
+    return [float(f"{mean:.6g}") for mean in sums / np.diff(bounds)]
 
 
 def _trainable(group: ParameterGroup) -> ParameterGroup:

@@ -72,7 +72,7 @@ class Raiser(Watcher):
 
 
 def run(path: Path, *trackers: Tracker) -> clframe.Run:
-    return clframe.run(run_dir=path, trackers=trackers, progress=False, **CONFIG)
+    return clframe.run(run_dir=path, track=list(trackers), progress=False, **CONFIG)
 
 
 def outcome(directory: Path) -> dict[str, Any]:

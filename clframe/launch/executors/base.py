@@ -43,7 +43,7 @@ class Work:
         for run in self.runs:
             file = self.config(run)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_yaml(file, dict(run.record))
+            write_yaml(file, run.config)
 
     def config(self, run: SweepRun) -> Path:
         """The file that holds a run's configuration."""
