@@ -326,7 +326,7 @@ def test_what_is_given_stays_as_it_was(tmp_path: Path) -> None:
     config = {
         "scenario": {"name": "split_digits", "classes": [3, 1], "experiences": 2},
         "strategy": {"name": "clframe.interop.avalanche:AvalanchePlugins", "plugins": ["ReplayPlugin"]},
-        "trackers": [],
+        "measure": ["default", "online_accuracy"],
     }
     kept = copy.deepcopy(config)
     clframe.run(**config, epochs=1, run_dir=tmp_path / "run", progress=False)
