@@ -203,6 +203,9 @@ def pretrain(
 def load(directory: str | Path) -> Run:
     """Open a run directory: its numbers, plots and model, without its data.
 
+    Args:
+        directory: The run directory.
+
     Raises:
         RunDirectoryError: There is no run.
     """
@@ -239,6 +242,7 @@ def sweep(
     data_root: str | Path | None = None,
     processes: int | None = None,
     executor: str | None = None,
+    progress: bool = True,
 ) -> Sweep:
     """Do the runs of a plan that are missing, and return it with the runs' states.
 
@@ -247,13 +251,14 @@ def sweep(
         data_root: Folders to look for data in.
         processes: Runs at a time; None means the plan's.
         executor: `local`, `slurm` or `print`; None means the plan's.
+        progress: Show a table on a terminal, elsewhere a line per run that ended.
 
     Raises:
         ClframeError: Something can't be run, raised before the first run starts; or another sweep uses the folder.
     """
     given = plan if isinstance(plan, Mapping) else read_plan(plan)
     made = Sweep.from_plan(given, data_root, executor)
-    made.run(processes)
+    made.run(processes, progress)
     compare_sweep(made)
     return made
 
@@ -311,7 +316,17 @@ class Plan:
 
 
 def plan(*, data_root: str | Path | None = None, download: bool = False, **config: Any) -> Plan:
-    """Return what a run would do, without training: for `--dry-run`."""
+    """Return what a run would do, without training: for `--dry-run`.
+
+    Args:
+        data_root: Folders to look for data in.
+        download: Whether a missing data set may be fetched.
+        **config: The configuration, as for `run`.
+
+    Raises:
+        ConfigurationError: Something can't be run.
+        DataError: The data is missing or damaged.
+    """
     resolved = resolve(config)
     stream = open_stream(resolved, data_root, download)
     setup = build_setup(resolved, stream, dry=True)

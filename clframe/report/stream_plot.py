@@ -47,7 +47,11 @@ def stream_counts(stream: Stream) -> tuple[str, NDArray[np.int64]]:
 
 
 def plot_stream(stream: Stream) -> Figure:
-    """Draw a stream: above, the samples of every class (or domain) in every experience; below, what each experience holds."""
+    """Draw a stream: above, the samples of every class (or domain) in every experience; below, what each experience holds.
+
+    Args:
+        stream: As `clframe.open_scenario` returns it.
+    """
     what, counts = stream_counts(stream)
     rows, columns = counts.shape
     with styled():
