@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import study
 from three_scenarios import table
 
 HERE = Path(__file__).parent
@@ -67,7 +68,13 @@ def overhead() -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"three scenarios": three_scenarios, "overhead": overhead}
+def six_methods() -> str:
+    """The study of six methods on images."""
+    results = _results("study")
+    return "Not measured yet." if results is None else study.table(results)
+
+
+BLOCKS = {"three scenarios": three_scenarios, "study": six_methods, "overhead": overhead}
 
 
 def filled(text: str) -> str:

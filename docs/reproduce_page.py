@@ -76,6 +76,17 @@ SOURCES = (
         MAKE_DOCS,
     ),
     Source(
+        "study.json",
+        "Six of these methods over three seeds, with forgetting, plasticity, representation and cost.",
+        "[README](../README.md#what-is-measured), [a page](../benchmarks/results/study.html)",
+        (
+            "python benchmarks/s25.py --methods joint,der,foster,replay,ewc,finetune --seeds 3",
+            "python benchmarks/study.py",
+        ),
+        CIFAR,
+        README_TABLES,
+    ),
+    Source(
         "fidelity.json",
         "The same beside what PyCIL's own code reached; it reads `s25.json` and `first_experience.json`.",
         "[Methods](methods.md)",
