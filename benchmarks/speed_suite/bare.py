@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from speed_suite.jobs import BACKBONES, DECAY, EVAL_BATCH, LR, MOMENTUM, STRENGTH, Job
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +19,7 @@ from clframe.data.augment import ToInput, build_augmentation
 from clframe.models import backbone_config
 from clframe.stream import Experience, Stream
 from clframe.training.seeds import RandomStreams
+from speed_suite.jobs import BACKBONES, DECAY, EVAL_BATCH, LR, MOMENTUM, STRENGTH, Job
 
 Start = Callable[[str, nn.Module], None]
 """Called with a phase's place and the network when a phase begins, so that a test can give both sides the same weights."""

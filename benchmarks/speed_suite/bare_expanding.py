@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 
 import torch
-from speed_suite.bare import Loop, Model
-from speed_suite.jobs import BALANCED_LR, BETAS, DER_TEMPERATURE, TEMPERATURE
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clframe.stream import Experience
+from speed_suite.bare import Loop, Model
+from speed_suite.jobs import BALANCED_LR, BETAS, DER_TEMPERATURE, TEMPERATURE
 
 
 def der(loop: Loop) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from speed_suite.bare import Model
-from speed_suite.jobs import DECAY, EVAL_BATCH, LR, MOMENTUM, STRENGTH, Job
 from torch import Tensor, nn
 
 from clframe.interop.avalanche.library import quietly, require
 from clframe.stream import Stream
+from speed_suite.bare import Model
+from speed_suite.jobs import DECAY, EVAL_BATCH, LR, MOMENTUM, STRENGTH, Job
 
 
 def write_cifar100(folder: Path, stream: Stream) -> None:
@@ -39,7 +39,7 @@ def split_cifar100(folder: Path, experiences: int, classes: int) -> Any:
     saves Avalanche the time of hashing them.
     """
     classic = require("avalanche.benchmarks.classic")
-    with quietly(), mock.patch("torchvision.datasets.cifar.check_integrity", lambda *_: True):
+    with quietly(), mock.patch("torchvision.datasets.cifar.check_integrity", return_value=True):
         return classic.SplitCIFAR100(
             experiences, fixed_class_order=list(range(classes)), return_task_id=False, dataset_root=folder
         )

@@ -50,7 +50,9 @@ def in_turn(contestants: Mapping[str, Callable[[int], Any]], rounds: int, label:
             spent, values[name] = timed(lambda name=name, number=number: contestants[name](number))  # type: ignore[misc]
             for clock, value in spent.items():
                 seconds[clock][name].append(round(value, 4))
-        print(f"{label}: round {number + 1} of {rounds}", {n: s[-1] for n, s in seconds["cpu"].items()}, file=sys.stderr)
+        print(
+            f"{label}: round {number + 1} of {rounds}", {n: s[-1] for n, s in seconds["cpu"].items()}, file=sys.stderr
+        )
     medians = {c: {n: round(statistics.median(s), 4) for n, s in of.items()} for c, of in seconds.items()}
     return {**medians, "all_cpu": seconds["cpu"], "all_wall": seconds["wall"], "values": values}
 

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clframe.data import DataRoot
 from speed_suite.bare import train_bare
 from speed_suite.flops import needed
 from speed_suite.jobs import METHODS, Job, train_clframe
 from speed_suite.timing import check, in_turn, ratio
-
-from clframe.data import DataRoot
 
 OVERHEAD = {"mlp": 1.15, "resnet32": 1.03}
 """Targets of clframe's CPU time over the bare loop's."""

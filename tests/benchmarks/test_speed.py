@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from clframe.data import DataRoot
 from clframe.training.stepper import Stepper
@@ -27,7 +24,9 @@ def speed(benchmark_module: Callable[[str], ModuleType], monkeypatch: pytest.Mon
     return benchmark_module("speed")
 
 
-def losses_of_clframe(job: Any, stream: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], dict[str, Any], Any]:
+def losses_of_clframe(
+    job: Any, stream: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[float], dict[str, Any], Any]:
     """Train; returns every step's loss, the weights at the start of every phase, and the run."""
     from speed_suite.jobs import train_clframe
 
@@ -57,7 +56,9 @@ def test_the_bare_loop_trains_what_clframe_trains(
     from speed_suite.bare import train_bare
     from speed_suite.jobs import Job
 
-    job = Job(method, backbone, classes=6, experiences=3, train_per_class=12, test_per_class=4, epochs=2, batch=16, memory=24)
+    job = Job(
+        method, backbone, classes=6, experiences=3, train_per_class=12, test_per_class=4, epochs=2, batch=16, memory=24
+    )
     stream = job.stream(DataRoot.resolve(shared_data))
     losses, starts, ran = losses_of_clframe(job, stream, monkeypatch)
 
