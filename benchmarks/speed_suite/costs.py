@@ -30,7 +30,7 @@ def evaluation(root: DataRoot, quick: bool) -> dict[str, Any]:
 
     job = Job("replay", "mlp", 100, 10, 1, 10 if quick else 100, 1, 64, 0)
     stream = job.stream(root)
-    count = len(stream.test)
+    count = sum(len(t.test) for t in stream.tasks)
     loop = Loop(job, stream, 0)
     loop.model.grow(100)
     loop.model.eval()

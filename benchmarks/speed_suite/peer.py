@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clframe.interop.avalanche.library import quietly, require
 from clframe.stream import Stream
 from speed_suite.bare import Model
-from speed_suite.jobs import DECAY, EVAL_BATCH, LR, MOMENTUM, STRENGTH, Job
+from speed_suite.jobs import DECAY, LR, MOMENTUM, STRENGTH, Job
 
 
 def write_cifar100(folder: Path, stream: Stream) -> None:
@@ -45,6 +45,24 @@ def split_cifar100(folder: Path, experiences: int, classes: int) -> Any:
         )
 
 
+def evaluator(classes: int) -> Any:
+    """Make the evaluation plugin of Avalanche's tutorial, without loggers and without the use of the disk.
+
+    Printing is left out because it measures the terminal, and the use of the disk because it measures the folder.
+    """
+    metrics, plugins = require("avalanche.evaluation.metrics"), require("avalanche.training.plugins")
+    levels = {"minibatch": True, "epoch": True, "experience": True, "stream": True}
+    return plugins.EvaluationPlugin(
+        metrics.accuracy_metrics(**levels),
+        metrics.loss_metrics(**levels),
+        metrics.timing_metrics(epoch=True),
+        metrics.cpu_usage_metrics(experience=True),
+        metrics.forgetting_metrics(experience=True, stream=True),
+        metrics.confusion_matrix_metrics(num_classes=classes, save_image=False, stream=True),
+        loggers=[],
+    )
+
+
 class AvalancheJob:
     """A job in Avalanche: its own loop, plugin, loader and evaluation; no logger, which its default has.
 
@@ -60,24 +78,20 @@ class AvalancheJob:
         self.benchmark = split_cifar100(folder, job.experiences, job.classes)
 
     def strategy(self, seed: int) -> Any:
-        """Make model, optimiser and strategy; accuracy and loss at every level, as in Avalanche's default evaluator."""
-        metrics = require("avalanche.evaluation.metrics")
-        plugins, supervised = require("avalanche.training.plugins"), require("avalanche.training.supervised")
+        """Make model, optimiser and strategy."""
+        supervised = require("avalanche.training.supervised")
         torch.manual_seed(seed)
         model = Model(self.job, self.stream)
         model.grow(self.stream.num_classes)
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        levels = {"minibatch": True, "epoch": True, "experience": True, "stream": True}
         common = {
             "model": model,
             "optimizer": torch.optim.SGD(model.parameters(), LR, MOMENTUM, weight_decay=DECAY),
             "criterion": nn.CrossEntropyLoss(),
             "train_mb_size": self.job.batch,
             "train_epochs": self.job.epochs,
-            "eval_mb_size": EVAL_BATCH,
-            "evaluator": plugins.EvaluationPlugin(
-                metrics.accuracy_metrics(**levels), metrics.loss_metrics(**levels), loggers=[]
-            ),
+            "eval_mb_size": 100,
+            "evaluator": evaluator(self.stream.num_classes),
         }
         if self.job.method == "replay":
             return supervised.Replay(mem_size=self.job.memory, **common)

@@ -91,7 +91,7 @@ def _ends(found: Mapping[str, Any]) -> list[str]:
     head = ["method, backbone", "bare loop", "clframe", "Avalanche 0.6.0", "Avalanche / bare", "Avalanche / clframe"]
     return [
         "Training, and evaluation of all classes seen after each of ten experiences. Avalanche is set up as its documentation "
-        "does (`SplitCIFAR100` with its transforms, accuracy and loss at every level), without loggers. Accuracies (percent, of "
+        "and tutorial do (`SplitCIFAR100` with its transforms, the tutorial's metrics), without loggers and disk usage. Accuracies (percent, of "
         "the last round) only show that all learn: heads, draws and memory rules differ.",
         "",
         *table([*head, "bare, final", "clframe, final", "Avalanche, final"], rows),
