@@ -91,8 +91,8 @@ def _ends(found: Mapping[str, Any]) -> list[str]:
     head = ["method, backbone", "bare loop", "clframe", "Avalanche 0.6.0", "Avalanche / bare", "Avalanche / clframe"]
     return [
         "Training, and evaluation of all classes seen after each of ten experiences. Avalanche is set up as its documentation "
-        "and tutorial do (`SplitCIFAR100` with its transforms, the tutorial's metrics), without loggers and disk usage. Accuracies (percent, of "
-        "the last round) only show that all learn: heads, draws and memory rules differ.",
+        "and tutorial do (`SplitCIFAR100` with its transforms, the tutorial's metrics), without loggers and disk usage. "
+        "Accuracies (percent, of the last round) only show that all learn: heads, draws and memory rules differ.",
         "",
         *table([*head, "bare, final", "clframe, final", "Avalanche, final"], rows),
     ]
