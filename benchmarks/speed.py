@@ -5,7 +5,8 @@
 
 Every part is written to the record as soon as it is done, with the machine's description, and the page beside it
 (`results/speed.md`) is written from the record. `--quick` does everything in its small form, to see that it works: its
-numbers say nothing. Nothing else should run on the machine meanwhile; the load before each part is written down.
+numbers say nothing. Nothing else should run on the machine meanwhile; the load before each part is written down. The whole
+takes about 25 minutes with one thread; two processes may share it, such as `--parts training` and all the other parts.
 
 The bare loops (`speed_suite/bare.py`) do by hand what clframe does, from the same draws; `tests/benchmarks/test_speed.py`
 shows that their losses are the same. `avalanche` is replay and EWC end to end against Avalanche.
@@ -69,13 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)
-    record = json.loads(given.out.read_text()) if given.out.exists() else {"schema": 1, "parts": {}}
-    record["machine"] = machine()
     for part in given.parts:
         print(part, file=sys.stderr, flush=True)
         load, start = os.getloadavg()[0], time.monotonic()
         found = measure(part, given.data_root, given.quick)
         seconds = round(time.monotonic() - start, 1)
+        # read only now: on two cores, two processes may measure some parts each
+        record = json.loads(given.out.read_text()) if given.out.exists() else {"schema": 1, "parts": {}}
+        record["machine"] = machine()
         record["parts"][part] = {
             "quick": given.quick,
             "seconds": seconds,
