@@ -5,8 +5,8 @@
 
 Every part is written to the record as soon as it is done, with the machine's description, and the page beside it
 (`results/speed.md`) is written from the record. `--quick` does everything in its small form, to see that it works: its
-numbers say nothing. Nothing else should run on the machine meanwhile; the load before each part is written down. The whole
-takes about 25 minutes with one thread; two processes may share it, such as `--parts training` and all the other parts.
+numbers say nothing. Nothing else should run on the machine meanwhile; the load before each part is written down. Two
+processes may share the parts on two cores, such as `--parts training` and all the others; the page says how long each took.
 
 The bare loops (`speed_suite/bare.py`) do by hand what clframe does, from the same draws; `tests/benchmarks/test_speed.py`
 shows that their losses are the same. `avalanche` is replay and EWC end to end against Avalanche.
