@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from overhead import machine
+from speed_suite.timing import machine
 
 import clframe
 from clframe.data import DataRoot

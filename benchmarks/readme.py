@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import study
+from speed_suite.table import target_table
 from three_scenarios import table
 
 HERE = Path(__file__).parent
@@ -45,27 +46,14 @@ def three_scenarios() -> str:
     return "\n\n".join(parts)
 
 
-def overhead() -> str:
-    """CPU time of clframe, a bare loop and Avalanche on the same job."""
-    results = _results("overhead")
-    if results is None:
+def speed() -> str:
+    """Every target of the speed benchmark beside what was measured."""
+    record = _results("speed")
+    if record is None:
         return "Not measured yet."
-    lines = [
-        "| job | bare loop | clframe | Avalanche 0.6.0 | clframe / bare | limit |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, found in results["jobs"].items():
-        seconds = found["cpu_seconds"]
-        avalanche = f"{seconds['avalanche']:.2f} s" if "avalanche" in seconds else "–"
-        lines.append(
-            f"| {name} | {seconds['bare']:.2f} s | {seconds['clframe']:.2f} s | {avalanche} "
-            f"| {found['clframe_over_bare']:.3f} | {found['limit']:.3f} |"
-        )
-    machine = results["machine"]
-    lines.append(
-        f"\nCPU seconds on one thread, medians of paired runs; {machine['processor']}, PyTorch {machine['packages']['torch']}."
-    )
-    return "\n".join(lines)
+    machine = record["machine"]
+    about = f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores, PyTorch {machine['packages']['torch']}."
+    return "\n".join([*target_table(record["parts"]), "", about])
 
 
 def six_methods() -> str:
@@ -74,7 +62,7 @@ def six_methods() -> str:
     return "Not measured yet." if results is None else study.table(results)
 
 
-BLOCKS = {"three scenarios": three_scenarios, "study": six_methods, "overhead": overhead}
+BLOCKS = {"three scenarios": three_scenarios, "study": six_methods, "speed": speed}
 
 
 def filled(text: str) -> str:

@@ -50,11 +50,11 @@ SOURCES = (
         README_TABLES,
     ),
     Source(
-        "overhead.json",
-        "CPU seconds of the engine, of a bare PyTorch loop, and of Avalanche on the same jobs.",
-        "[README](../README.md#what-is-measured)",
-        ("python benchmarks/overhead.py --pairs 7",),
-        f"{CIFAR} and Fashion-MNIST",
+        "speed.json",
+        "CPU seconds of the engine, of a bare PyTorch loop, and of Avalanche on the same jobs; memory, growth, start-up.",
+        "[README](../README.md#what-is-measured), [speed.md](../benchmarks/results/speed.md)",
+        ("python benchmarks/speed.py",),
+        CIFAR,
         README_TABLES,
     ),
     Source(

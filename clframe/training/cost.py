@@ -117,6 +117,8 @@ class Cost(Instrument):
     def begin(self, context: Context) -> None:
         """Remember the run, and start counting energy and memory."""
         self._context = context
+        self._seen = torch.zeros(len(context.stream.train), dtype=torch.bool)
+        self._seen_samples = self._seen_experiences = 0
         formulas()  # what it imports is none of the first step's time
         self._energy.begin(context.device)
         if context.device.type == "cuda":
@@ -218,9 +220,12 @@ class Cost(Instrument):
         return torch.full((count,), first or 0, device=context.device) if context.setting == "task" else None
 
     def _data_bytes(self, experience: Experience) -> int:
-        """Bytes of the training samples of the stream so far, each once."""
-        seen = self._context.stream.experiences[: experience.index + 1]
-        return len(torch.unique(torch.cat([e.train for e in seen]))) * self._context.sample_bytes
+        """Bytes of the training samples of the stream so far, each once; looks only at what came since the last time."""
+        for e in self._context.stream.experiences[self._seen_experiences : experience.index + 1]:
+            self._seen_samples += len(torch.unique(e.train[~self._seen[e.train]]))
+            self._seen[e.train] = True
+        self._seen_experiences = max(self._seen_experiences, experience.index + 1)
+        return self._seen_samples * self._context.sample_bytes
 
     def _peak_bytes(self) -> dict[str, int]:
         """Largest memory that the process has held so far, and that its tensors have held on a GPU."""

@@ -240,6 +240,15 @@ def test_bytes_by_purpose_are_those_of_the_tensors():
     assert [a["data_bytes"] for a in accounts(trainer)] == [12 * 64, 24 * 64]
 
 
+def test_a_sample_counts_once_however_often_it_comes():
+    stream = make_setup(Finetune(), TWO).stream
+    first, second = stream.experiences
+    again = torch.cat([second.train, first.train[:5], second.train[:3]])
+    repeating = dataclasses.replace(stream, experiences=(first, dataclasses.replace(second, train=again)))
+    trainer = run(Finetune(epochs=1), repeating)
+    assert [a["data_bytes"] for a in accounts(trainer)] == [12 * 64, 24 * 64]
+
+
 def test_bytes_of_every_kind_of_state():
     class Keeps(Finetune):
         def setup(self):
