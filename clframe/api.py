@@ -9,7 +9,7 @@ from typing import Any
 
 from clframe.config import RunConfig, resolve
 from clframe.errors import ConfigurationError, RunDirectoryError
-from clframe.launch.build import build_setup, load_strategy, open_stream, stream_record
+from clframe.launch.build import build_setup, check_same_stream, load_strategy, open_stream, stream_record
 from clframe.launch.pretrain import pretraining, provenance_of, shared_classes, weights_record
 from clframe.models.weights import read_provenance, save_weights
 from clframe.report import Table
@@ -110,12 +110,7 @@ def resume(
     try:
         resolved = resolve({**opened.config, **objects})
         stream = open_stream(resolved, data_root, False)
-        recorded = opened.stream["fingerprint"]
-        if stream.fingerprint != recorded:
-            raise RunDirectoryError(
-                f"The data or scenario differs from what {opened.path} was run on (stream {stream.fingerprint[:12]}, "
-                f"expected {recorded[:12]}): bring back the same data, or start a new run."
-            )
+        check_same_stream(opened, stream)
         trainer = Trainer(build_setup(resolved, stream), _Unwritten())
         latest = opened.checkpoints / "latest.pt"
         if latest.is_file():

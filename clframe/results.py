@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clframe.errors import ConfigurationError, RunDirectoryError
-from clframe.metrics import AccuracyCube, MetricReport, Predictions, Tasks, compute_from_predictions
-from clframe.report import RunSummary, html_card, plot_curve, plot_matrix
+from clframe.metrics import (
+    AccuracyCube,
+    MetricReport,
+    Predictions,
+    Reliability,
+    Tasks,
+    compute_from_predictions,
+    seen_reliability,
+)
+from clframe.report import RunSummary, html_card, plot_curve, plot_matrix, plot_reliability
 from clframe.tracking.files import read_json
 from clframe.tracking.rundir import RunDirectory
 
@@ -157,20 +165,48 @@ class Run:
 
     def matrix(self, head: str | None = None, restriction: str | None = None) -> NDArray[np.float64]:
         """Return the accuracy matrix a[i, j]: (T+1, J); row 0 is before training, NaN where nothing was scored."""
+        _, kept = self._kept(head)
+        stream = self.directory.stream
+        cube = AccuracyCube.from_predictions(
+            kept,
+            Tasks.from_dict(stream["tasks"]),
+            score="squared_error" if stream["score"] == "squared_error" else "accuracy",
+            higher_is_better=stream["score"] != "squared_error",
+        )
+        return cube.matrix(restriction or ("local" if stream["setting"] == "task" else "global"))
+
+    def _kept(self, head: str | None) -> tuple[str, dict[int, Predictions]]:
+        """Return the name and the kept predictions of a head, by default the primary one.
+
+        Raises:
+            RunDirectoryError: Nothing has been scored yet.
+            ConfigurationError: There is no such head.
+        """
         kept = predictions_of(self.directory)
         if not kept:
             raise RunDirectoryError(f"The run in {self.path} has scored nothing yet.")
         chosen = head or next(iter(kept))
         if chosen not in kept:
             raise ConfigurationError(f"There is no report head {chosen!r}; this run has {', '.join(kept)}.")
-        stream = self.directory.stream
-        cube = AccuracyCube.from_predictions(
-            kept[chosen],
-            Tasks.from_dict(stream["tasks"]),
-            score="squared_error" if stream["score"] == "squared_error" else "accuracy",
-            higher_is_better=stream["score"] != "squared_error",
-        )
-        return cube.matrix(restriction or ("local" if stream["setting"] == "task" else "global"))
+        return chosen, kept[chosen]
+
+    def reliability(self, head: str | None = None, after: int | None = None) -> Reliability:
+        """Return the reliability diagram of the samples of everything seen: 15 bins of confidence.
+
+        Args:
+            head: The report head; by default the primary one.
+            after: Number of experiences trained; by default the last evaluation.
+
+        Raises:
+            ConfigurationError: There is no such head or evaluation, or its confidence was not kept.
+        """
+        chosen, kept = self._kept(head)
+        after = max(kept) if after is None else after
+        if after not in kept:
+            raise ConfigurationError(
+                f"Head {chosen!r} was not evaluated after experience {after}; it was after {', '.join(map(str, kept))}."
+            )
+        return seen_reliability(kept[after], Tasks.from_dict(self.directory.stream["tasks"]), after)
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Return what was logged, for instance every `epoch` with its losses."""
@@ -185,6 +221,10 @@ class Run:
         _, restriction = self.primary
         curves = {h: [v[restriction]["seen_accuracy"]] for h, v in self.result["values"].items()}
         return plot_curve(curves, title=self._title)
+
+    def plot_reliability(self, head: str | None = None, after: int | None = None) -> Figure:
+        """Draw accuracy over confidence; see `reliability`."""
+        return plot_reliability(self.reliability(head, after), title=self._title)
 
     @property
     def _title(self) -> str:

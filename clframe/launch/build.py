@@ -13,7 +13,7 @@ from clframe.composite import leaves, tags_of
 from clframe.config import RunConfig, resolve
 from clframe.data import DataRoot, MemoryReader
 from clframe.data.augment import Pipeline, build_augmentation
-from clframe.errors import ConfigurationError
+from clframe.errors import ConfigurationError, RunDirectoryError
 from clframe.launch.services import EngineServices, choose_device, has_weights
 from clframe.metrics import Tasks
 from clframe.models import Backbone, BackboneConfig
@@ -24,7 +24,7 @@ from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import read_checkpoint, restore_strategy, unpack
 from clframe.training.context import Context, Setup
 
-__all__ = ["build_setup", "check_fit", "load_strategy", "open_stream", "stream_record"]
+__all__ = ["build_setup", "check_fit", "check_same_stream", "load_strategy", "open_stream", "stream_record"]
 
 _ON_FEATURES = ", or on features of such weights no network at all (--backbone mlp --backbone.hidden [])"
 
@@ -34,6 +34,20 @@ def open_stream(config: RunConfig, data_root: Any, download: bool) -> Stream:
     if isinstance(config.scenario, Stream):
         return config.scenario
     return EngineServices(config.options).build(config.scenario, DataRoot.resolve(data_root), download=download)
+
+
+def check_same_stream(directory: RunDirectory, stream: Stream) -> None:
+    """Refuse another stream than the one that a run was made on.
+
+    Raises:
+        RunDirectoryError: The fingerprints differ.
+    """
+    recorded = directory.stream["fingerprint"]
+    if stream.fingerprint != recorded:
+        raise RunDirectoryError(
+            f"The data or scenario differs from what {directory.path} was run on (stream {stream.fingerprint[:12]}, "
+            f"expected {recorded[:12]}): bring back the same data, or start a new run."
+        )
 
 
 def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setup:

@@ -14,10 +14,12 @@ from clframe.metrics.aggregate import (
     summarise,
     summarise_curves,
 )
+from clframe.metrics.calibration import Reliability, reliability, seen_reliability
 from clframe.metrics.catalogue import CATALOGUE, Metric
 from clframe.metrics.compute import MetricReport, compute_all, compute_from_predictions
 from clframe.metrics.cube import RESTRICTIONS, AccuracyCube
 from clframe.metrics.decomposition import Decomposition, decompose, head_norm_ratio, task_confusion
+from clframe.metrics.open_set import auroc, fpr_at_tpr
 from clframe.metrics.per_class import (
     anytime_accuracy,
     forgetting_class_last,
@@ -61,10 +63,12 @@ __all__ = [
     "Metric",
     "MetricReport",
     "Predictions",
+    "Reliability",
     "ScoreMatrix",
     "Summary",
     "Tasks",
     "anytime_accuracy",
+    "auroc",
     "average_incremental_accuracy",
     "backward",
     "backward_transfer",
@@ -82,6 +86,7 @@ __all__ = [
     "forward",
     "forward_transfer_minus_init",
     "forward_transfer_raw",
+    "fpr_at_tpr",
     "head_norm_ratio",
     "in_domain",
     "intransigence",
@@ -91,10 +96,12 @@ __all__ = [
     "over_time",
     "paired_difference",
     "prediction_path",
+    "reliability",
     "rpd",
     "rsd",
     "seen_accuracy",
     "seen_accuracy_macro",
+    "seen_reliability",
     "seen_unseen_harmonic_mean",
     "skipped_classes",
     "summarise",

@@ -10,6 +10,7 @@ from typing import Any
 from clframe.metrics import evaluators as read
 from clframe.metrics import transfer
 from clframe.metrics.cube import RESTRICTIONS
+from clframe.metrics.open_set import SCORES, auroc, fpr_at_tpr
 
 __all__ = ["CATALOGUE", "Metric"]
 
@@ -312,3 +313,48 @@ _add(
     unit="samples",
     restrictions=("global",),
 )
+_GUO = "Guo et al. 2017, On Calibration of Modern Neural Networks"
+_add(
+    "final_calibration_error",
+    read.final_calibration,
+    False,
+    _UNIT,
+    "calibration_error after the last experience",
+    _GUO,
+    restrictions=("global",),
+)
+_add(
+    "calibration_error",
+    read.calibration,
+    False,
+    _UNIT,
+    "ECE_i = Σ_b (n_b/n) |acc_b - conf_b| over 15 bins of equal width of the confidence, samples of seen classes",
+    _GUO,
+    restrictions=("global",),
+    curve=True,
+)
+_OPEN_SET = "Hendrycks and Gimpel 2017, A Baseline for Detecting Misclassified and Out-of-Distribution Examples"
+_ENERGY = "Liu et al. 2020, Energy-based Out-of-distribution Detection"
+_KNOWN = {"confidence": "max softmax", "entropy": "-entropy", "energy": "-energy"}
+for _score in SCORES:
+    _s = f"s = {_KNOWN[_score]}; samples of what was seen are positive, those of what comes later negative"
+    _add(
+        f"open_set_auroc_{_score}",
+        read.open_set(_score, auroc),
+        True,
+        _UNIT,
+        f"P(s_known > s_unknown) + P(s_known = s_unknown)/2, {_s}",
+        _ENERGY if _score == "energy" else _OPEN_SET,
+        restrictions=("global",),
+        curve=True,
+    )
+    _add(
+        f"open_set_fpr95_{_score}",
+        read.open_set(_score, fpr_at_tpr),
+        False,
+        _UNIT,
+        f"fraction of unknown samples accepted by the largest threshold on s that accepts 95 % of the known; {_s}",
+        _ENERGY if _score == "energy" else _OPEN_SET,
+        restrictions=("global",),
+        curve=True,
+    )

@@ -103,6 +103,7 @@ def compute_from_predictions(
         joint=joint,
         decathlon_baseline=decathlon_baseline,
         head_norms=head_norms,
+        predictions=predictions,
     )
 
 
@@ -113,6 +114,7 @@ def compute_all(
     joint: AccuracyCube | None = None,
     decathlon_baseline: Sequence[float] | None = None,
     head_norms: Mapping[str, Mapping[int, ArrayLike]] | None = None,
+    predictions: Mapping[str, Mapping[int, Predictions]] | None = None,
 ) -> MetricReport:
     """All metrics of the cubes of one stream.
 
@@ -122,6 +124,7 @@ def compute_all(
         joint: Cube of the joint reference of the same stream, for intransigence and deficits.
         decathlon_baseline: Error of the baseline per evaluation task.
         head_norms: `{head: {i: (K_i,)}}` norms of the head's weight vectors after experience i.
+        predictions: What the cubes count, for what reads its confidence.
     """
     values: dict[str, dict[str, dict[str, Any]]] = {}
     reasons: dict[tuple[str, str, str], str] = {}
@@ -136,6 +139,7 @@ def compute_all(
                 joint=joint,
                 decathlon_baseline=decathlon_baseline,
                 head_norms=(head_norms or {}).get(head, {}),
+                predictions=(predictions or {}).get(head, {}),
             )
             found: dict[str, Any] = {}
             for metric in CATALOGUE.values():

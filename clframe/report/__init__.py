@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clframe.report.compare import RunSummary, compare
 from clframe.report.jupyter import html_card
-from clframe.report.plots import plot_curve, plot_matrix, to_png
+from clframe.report.plots import plot_curve, plot_matrix, plot_reliability, to_png
 from clframe.report.tables import Cell, Column, Estimate, Table
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "html_card",
     "plot_curve",
     "plot_matrix",
+    "plot_reliability",
     "to_png",
 ]

@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike
 
 from clframe.errors import ConfigurationError
 from clframe.metrics.aggregate import summarise_curves
+from clframe.metrics.calibration import Reliability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plain", "plot_curve", "plot_matrix", "sized_figure", "ticks", "to_png"]
+__all__ = ["plain", "plot_curve", "plot_matrix", "plot_reliability", "sized_figure", "ticks", "to_png"]
 
 # Colours that stay apart for colour-blind readers: Okabe and Ito 2008.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -108,6 +109,42 @@ def plot_matrix(
     bar.outline.set_visible(False)
     if title:
         axes.set_title(plain(title))
+    return figure
+
+
+def plot_reliability(diagram: Reliability, *, title: str = "") -> Figure:
+    """A reliability diagram: accuracy over confidence, with the diagonal of perfect calibration, and the samples below.
+
+    Args:
+        diagram: The bins.
+        title: Above the plot.
+
+    Raises:
+        ConfigurationError: There is no sample in it.
+    """
+    if not diagram.counts.any():
+        raise ConfigurationError(
+            "A reliability diagram needs samples, but received none; name an evaluated experience."
+        )
+    filled = diagram.counts > 0
+    left, width = diagram.edges[:-1][filled], np.diff(diagram.edges)[filled]
+    accuracy, confidence = diagram.accuracy[filled], diagram.confidence[filled]
+    figure, (upper, lower) = sized_figure(4.6, 5.0, rows=2, ratios=(4, 1))
+    style: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.8}
+    upper.bar(left, accuracy, width, color=_COLOURS[0], alpha=0.75, label="accuracy", **style)
+    upper.hlines(confidence, left, left + width, color=_COLOURS[1], linewidth=2.5, label="mean confidence")
+    upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="calibrated")
+    upper.set_ylabel("accuracy")
+    upper.set_ylim(0, 1)
+    upper.legend(framealpha=0.8, edgecolor="none", fontsize=9, loc="upper left", title=f"ECE {100 * diagram.error:.2f} %")
+    lower.bar(left, diagram.counts[filled], width, color="0.55", **style)
+    lower.set_xlabel("confidence")
+    lower.set_ylabel("samples")
+    for axes in (upper, lower):
+        axes.set_xlim(0, 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        upper.set_title(plain(title))
     return figure
 
 
