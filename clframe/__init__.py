@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clframe._version import __version__
 
 if TYPE_CHECKING:
-    from clframe.api import Plan, compare, load, open_scenario, plan, pretrain, resume, run
+    from clframe.api import Plan, audit, compare, load, open_scenario, plan, pretrain, resume, run
     from clframe.composite import Composite
     from clframe.errors import ClframeError
     from clframe.memory import ExemplarMemory
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Plan": "api",
+    "audit": "api",
     "compare": "api",
     "load": "api",
     "open_scenario": "api",
@@ -80,6 +81,7 @@ __all__ = [
     "TensorView",
     "Tracker",
     "__version__",
+    "audit",
     "compare",
     "field",
     "load",

@@ -1,4 +1,4 @@
-"""The Python API: `run`, `plan`, `resume`, `load`, `compare`, `pretrain`."""
+"""The Python API: `run`, `plan`, `resume`, `load`, `compare`, `audit`, `pretrain`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clframe.audits import audit as audit_directories
+from clframe.audits.base import AuditResult
 from clframe.config import RunConfig, resolve
 from clframe.errors import ConfigurationError, RunDirectoryError
 from clframe.launch.build import build_setup, check_same_stream, load_strategy, open_stream, stream_record
@@ -26,7 +28,7 @@ from clframe.training.context import Setup
 from clframe.training.plan import memory_bytes, plan_phases
 from clframe.training.trainer import Trainer
 
-__all__ = ["Plan", "compare", "load", "open_scenario", "plan", "pretrain", "resume", "run"]
+__all__ = ["Plan", "audit", "compare", "load", "open_scenario", "plan", "pretrain", "resume", "run"]
 
 
 def run(
@@ -200,8 +202,43 @@ def load(directory: str | Path) -> Run:
 
 def compare(runs: Sequence[Run | str | Path], **options: Any) -> Table:
     """Return a table of runs: mean and deviation over seeds, a row per method."""
-    summaries = [summary_of(r.directory if isinstance(r, Run) else RunDirectory.open(Path(r))) for r in runs]
-    return compare_summaries(summaries, **options)
+    return compare_summaries([summary_of(_directory_of(r)) for r in runs], **options)
+
+
+def audit(
+    kind: str,
+    runs: Run | str | Path | Sequence[Run | str | Path],
+    *,
+    references: Sequence[Run | str | Path] = (),
+    data_root: str | Path | None = None,
+    device: str = "auto",
+    objects: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> AuditResult:
+    """Audit finished runs by the models that they kept, and keep in each run's directory what was found.
+
+    Args:
+        kind: `open-set`, `compatibility` or `unlearning`.
+        runs: What is audited; several runs only for `unlearning`.
+        references: Runs to compare with.
+        data_root: Folders to look for data in.
+        device: Where models compute.
+        objects: `scenario`, `strategy` or `backbone`, where the runs were given an object that has no name.
+        **options: Of the kind: fields of `clframe.audits.open_set.OpenSet` and its siblings.
+
+    Raises:
+        ConfigurationError: The runs can't be audited so, or an option is wrong.
+        RunDirectoryError: A run hasn't finished, or lacks a model.
+        DataError: Data is missing or damaged.
+    """
+    given = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
+    directories, others = ([_directory_of(r) for r in side] for side in (given, references))
+    how: dict[str, Any] = {"data_root": data_root, "device": device, "objects": objects}
+    return audit_directories(kind, directories, references=others, **how, **options)
+
+
+def _directory_of(run: Run | str | Path) -> RunDirectory:
+    return run.directory if isinstance(run, Run) else RunDirectory.open(Path(run))
 
 
 def open_scenario(

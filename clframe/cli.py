@@ -43,6 +43,20 @@ The options are those of `clframe run`, without a strategy:
 FILE then serves as `--backbone.weights FILE` of the same backbone with the same options. It says in its metadata
 where it comes from. The same command again continues a pretraining that was stopped.
 """
+_AUDIT_USAGE = "clframe audit KIND DIR [DIR ...] [--reference DIR ...] [--option VALUE ...]"
+_AUDIT_HELP = """\
+Kinds, and their own options:
+
+  open-set       AUROC and FPR@95 of five scores, seen test images against tasks to come or another data set
+                   --foreign NAME  --final-only true  --tail N
+  compatibility  old galleries searched with newer models, on the scenario compatibility
+                   --reference DIR ...: runs whose models were trained independently
+  unlearning     what is left of the samples that the scenario unlearning asks to forget
+                   --reference DIR ...: runs with --scenario.retrain true
+                   --regain SHARE  --relearn-limit N  --relearn-samples N
+
+Models are there for runs with --keep-models true. What is found is kept in each run directory DIR.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -198,6 +212,21 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     metrics.add_argument("directory", type=Path, metavar="DIR")
     metrics.add_argument("--json", action="store_true", help="everything, as JSON")
     metrics.add_argument("--split", choices=["test", "valid"], default="test")
+    audit = command(
+        "audit",
+        "audit the models that finished runs kept: open-set, compatibility, unlearning",
+        _audit,
+        True,
+        epilog=_AUDIT_HELP,
+        usage=_AUDIT_USAGE,
+    )
+    audit.add_argument("kind", metavar="KIND", help="open-set, compatibility or unlearning")
+    audit.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="a finished run")
+    audit.add_argument("--reference", nargs="+", type=Path, default=[], metavar="DIR", help="runs to compare with")
+    audit.add_argument("--device", default="auto", help="cpu, cuda, …; default: a GPU when there is one")
+    audit.add_argument("--format", choices=["text", "markdown", "latex", "csv", "html"], default="text")
+    audit.add_argument("--json", action="store_true", help="everything, as JSON")
+    audit.add_argument("--data-root", metavar="DIR", help="where data is looked for")
     listing = command("list", "name the strategies, scenarios, backbones and metrics", _list)
     listing.add_argument(
         "kind", nargs="?", metavar="KIND", help="strategies, scenarios, backbones or metrics; default all"
@@ -461,6 +490,22 @@ def _metrics(options: argparse.Namespace) -> None:
             "\nnot given by this run:\n"
             + Table(["metric", "reason"], [list(i) for i in report.absent.items()]).to_text()
         )
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from clframe import api
+    from clframe.tracking.files import to_json
+
+    chosen = parse_overrides(options.overrides)
+    found = api.audit(
+        options.kind, options.directories, references=options.reference, data_root=options.data_root,
+        device=options.device, **chosen,
+    )  # fmt: skip
+    if options.json:
+        rows = [{"directory": str(path), **data} for path, data in zip(options.directories, found.data, strict=True)]
+        print(to_json(rows))
+        return
+    print(found.render(options.format), end="")
 
 
 def _number(value: Any) -> str:

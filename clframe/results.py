@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from torch import Tensor
 
+    from clframe.audits.base import AuditResult
     from clframe.models import Network
     from clframe.strategy import Strategy
 
@@ -230,6 +231,35 @@ class Run:
     def _title(self) -> str:
         config = self.config
         return f"{config['strategy']['name']} on {config['scenario']['name']}, seed {config['seed']}"
+
+    # -- audits ------------------------------------------------------------------------------------------------------
+
+    def open_set(self, **options: Any) -> AuditResult:
+        """Tell known from unknown by the models that the run kept; options as of `clframe.audit("open-set", …)`."""
+        return self._audit("open-set", (), options)
+
+    def compatibility(self, references: Sequence[Run] = (), **options: Any) -> AuditResult:
+        """Search old galleries with newer models; options as of `clframe.audit("compatibility", …)`.
+
+        Args:
+            references: Runs on the same stream whose models were trained independently.
+            **options: Where data and device are.
+        """
+        return self._audit("compatibility", references, options)
+
+    def unlearning(self, references: Sequence[Run] = (), **options: Any) -> AuditResult:
+        """Measure what is left of what was to be forgotten; options as of `clframe.audit("unlearning", …)`.
+
+        Args:
+            references: Runs on the same scenario with `retrain=True`.
+            **options: Of the audit, and where data and device are.
+        """
+        return self._audit("unlearning", references, options)
+
+    def _audit(self, kind: str, references: Sequence[Run], options: dict[str, Any]) -> AuditResult:
+        from clframe.audits import audit
+
+        return audit(kind, [self.directory], references=[r.directory for r in references], **options)
 
     # -- the model ---------------------------------------------------------------------------------------------------
 

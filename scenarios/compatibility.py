@@ -55,7 +55,7 @@ class Compatibility(Split):
     )
     pairs: int = field(
         default=1000,
-        ge=2,
+        ge=20,
         unit="pairs",
         help="For verification: half of one identity, half of two; fewer where there aren't so many (CoReS: 6000).",
     )

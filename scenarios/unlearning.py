@@ -27,7 +27,8 @@ class Unlearning(Split):
     (all samples that stay). Evaluation tasks are those of the split stream: forgotten classes are still asked for.
 
     `retrain=true` is the stream of the reference that never learnt them: the same experiences without the samples, or
-    without the classes, and no event. `clframe audit unlearning` compares with runs on it.
+    without the classes; in the last one, where `retain` is full, the rest is trained on once more. `clframe audit
+    unlearning` compares with runs on it.
 
     Version history:
         1: first version.
@@ -44,7 +45,7 @@ class Unlearning(Split):
     retain: Literal["none", "full"] = field(default="full", help="What may be trained on in the last experience.")
     retrain: bool = field(
         default=False,
-        help="Leave out what is to be forgotten from the start, and the event: the reference of an audit.",
+        help="Leave out from the start what is to be forgotten, the reference of an audit.",
     )
     stream_seed: int = field(default=0, ge=0, help="Seed of the samples to forget; independent of the run's seed.")
 
@@ -56,12 +57,10 @@ class Unlearning(Split):
         """
         if self.setting != "class":
             raise ConfigurationError(f"scenario.setting: unlearning expects class, received {self.setting!r}.")
-        if self.retrain and self.what == "classes":
-            return self._without_classes(data)
-        stream = super().cut(data)
-        forget = self._forgotten(self.material(data))
-        if self.retrain:
-            return _without_samples(stream, forget)
+        forget = no_samples() if self.retrain else self._forgotten(self.material(data))
+        stream = self._retrained(data) if self.retrain else super().cut(data)
+        if self.retrain and self.retain == "none":
+            return stream
         experiences = [dataclasses.replace(e, is_last=False) for e in stream.experiences]
         everything = torch.cat([e.train for e in experiences])
         left = everything[~torch.isin(everything, forget)].sort().values if self.retain == "full" else no_samples()
@@ -84,6 +83,16 @@ class Unlearning(Split):
     def _first_classes(self, total: int) -> int:
         """Return how many classes are to be forgotten."""
         return max(1, round(self.share * total))
+
+    def _retrained(self, data: ImageData) -> Stream:
+        """Cut the stream without what is to be forgotten.
+
+        Raises:
+            ConfigurationError: Nothing, or no sample of some class, would stay.
+        """
+        if self.what == "classes":
+            return self._without_classes(data)
+        return _without_samples(super().cut(data), self._forgotten(self.material(data)))
 
     def _without_classes(self, data: ImageData) -> Stream:
         """Cut the same groups from the classes that stay; a group of which none stays is left out.

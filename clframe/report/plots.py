@@ -136,7 +136,9 @@ def plot_reliability(diagram: Reliability, *, title: str = "") -> Figure:
     upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="calibrated")
     upper.set_ylabel("accuracy")
     upper.set_ylim(0, 1)
-    upper.legend(framealpha=0.8, edgecolor="none", fontsize=9, loc="upper left", title=f"ECE {100 * diagram.error:.2f} %")
+    upper.legend(
+        framealpha=0.8, edgecolor="none", fontsize=9, loc="upper left", title=f"ECE {100 * diagram.error:.2f} %"
+    )
     lower.bar(left, diagram.counts[filled], width, color="0.55", **style)
     lower.set_xlabel("confidence")
     lower.set_ylabel("samples")

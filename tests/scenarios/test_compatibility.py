@@ -54,7 +54,7 @@ def test_the_cut_depends_on_no_class_order():
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
-@given(st.integers(2, 4000), st.floats(0.05, 0.95), st.integers(2, 9), st.integers(0, 3))
+@given(st.integers(20, 4000), st.floats(0.05, 0.95), st.integers(2, 9), st.integers(0, 3))
 def test_pairs_are_balanced_never_twice_and_of_every_kind(pairs, share, held_out, seed):
     stream = built(
         pairs=pairs, gallery_share=share, held_out=held_out, increment=10, stream_seed=seed, test_per_class=9
