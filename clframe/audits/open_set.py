@@ -186,8 +186,13 @@ def _foreign(name: str, run: AuditedRun) -> _Samples:
         table, ids = SampleTable(data.test.images, data.test.targets), torch.arange(len(data.test.targets))
     if tuple(table.images.shape) == shape:
         return _Samples(table, ids)
+    if table.transforms:
+        raise ConfigurationError(
+            f"--foreign expects images that can be brought to {tuple(shape)}, but {name} changes images of "
+            f"{tuple(table.images.shape)}: give a data set."
+        )
     images = JoinedReader([table.images], (shape[0], shape[1], shape[2]))
-    return _Samples(SampleTable(images, table.targets, table.rows, table.domains, None, table.transforms), ids)
+    return _Samples(SampleTable(images, table.targets, table.rows), ids)
 
 
 class _Judge:

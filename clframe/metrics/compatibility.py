@@ -43,7 +43,8 @@ def cosine_similarities(first: ArrayLike, second: ArrayLike) -> Float:
         second: `(M, D')`.
     """
     shared = min(np.shape(first)[1], np.shape(second)[1])
-    return np.round(_unit(first, shared) @ _unit(second, shared).T, _DECIMALS)
+    result: Float = np.round(_unit(first, shared) @ _unit(second, shared).T, _DECIMALS)
+    return result
 
 
 def paired_similarities(first: ArrayLike, second: ArrayLike) -> Float:
@@ -54,7 +55,8 @@ def paired_similarities(first: ArrayLike, second: ArrayLike) -> Float:
         second: `(N, D')`.
     """
     shared = min(np.shape(first)[1], np.shape(second)[1])
-    return np.round((_unit(first, shared) * _unit(second, shared)).sum(axis=1), _DECIMALS)
+    result: Float = np.round((_unit(first, shared) * _unit(second, shared)).sum(axis=1), _DECIMALS)
+    return result
 
 
 def _unit(features: ArrayLike, length: int) -> Float:
@@ -194,7 +196,7 @@ def compatibility_gain(matrix: ArrayLike, independent: ArrayLike) -> Float:
     values, best = _square(matrix), np.asarray(independent, dtype=np.float64)
     own = np.diagonal(values)[None, :]
     room = best[:, None] - own
-    gain = np.divide(values - own, room, out=np.full(values.shape, np.nan), where=room > 0)
+    gain: Float = np.divide(values - own, room, out=np.full(values.shape, np.nan), where=room > 0)
     gain[np.triu_indices(len(values))] = np.nan
     return gain
 

@@ -121,18 +121,19 @@ class Weibull:
             weights = np.exp(k * centred)
             return float(np.average(centred, weights=weights) - 1 / k - centred.mean())
 
-        low, high = 1e-3, self._MOST
+        low, high = 1e-3, float(self._MOST)
         if excess(high) < 0:
             return high
         for _ in range(100):
             middle = (low * high) ** 0.5
             low, high = (low, middle) if excess(middle) > 0 else (middle, high)
-        return (low * high) ** 0.5
+        return float((low * high) ** 0.5)
 
     def log_hazard(self, distances: ArrayLike) -> Float:
-        """K ln(d / λ): rises with F(d) and, unlike it, doesn't saturate at 0 and 1; -inf for a distance of 0."""
+        """Return k ln(d / λ): rises with F(d) and, unlike it, doesn't saturate at 0 and 1; -inf for a distance of 0."""
         with np.errstate(divide="ignore"):
-            return self.shape * (np.log(np.asarray(distances, dtype=np.float64)) - np.log(self.scale))
+            result: Float = self.shape * (np.log(np.asarray(distances, dtype=np.float64)) - np.log(self.scale))
+        return result
 
     def cdf(self, distances: ArrayLike) -> Float:
         """F(d)."""

@@ -75,7 +75,8 @@ def _histogram(values: Float, low: Float, span: Float, bins: int) -> Float:
     place = np.minimum((bins * (values - low) / span).astype(np.int64), bins - 1)
     counts = np.full((bins, values.shape[1]), PSEUDO_COUNT)
     np.add.at(counts, (place, np.arange(values.shape[1])[None, :]), 1.0)
-    return counts / counts.sum(axis=0)
+    shares: Float = counts / counts.sum(axis=0)
+    return shares
 
 
 def steps_to_regain(curve: Sequence[float], target: float) -> int | None:
