@@ -84,7 +84,7 @@ class Lesson:
                 network.train()
                 loss = functional.cross_entropy(network(x).logits, labels[rows].to(x.device))
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 self.recipe.clip(trains)
                 optimizer.step()
                 network.eval()

@@ -95,7 +95,8 @@ class UnlearningAudit(Audit):
                 rows.append(["  gap to retrained", last["experience"], *(data["gap"][s] for s in sets), None, None])
         first = found[0]
         if first["reference"]:
-            steps = ", ".join(str(_steps(first["relearn"], s)) for s in first["relearn"]["reference_steps"])
+            taken = [_steps(first["relearn"], s) for s in first["relearn"]["reference_steps"]]
+            steps = ", ".join(t for t in taken if t is not None) or None
             shown = [first["reference"][s] for s in sets]
             rows.append([f"retrained (n = {len(first['references'])})", None, *shown, None, steps])
         tables = [Table(head, rows, title="Unlearning", notes=_notes(first))]
