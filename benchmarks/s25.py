@@ -59,6 +59,7 @@ BASE: dict[str, Any] = {
     "augmentation": "crop_flip_jitter",
     "epochs": EPOCHS,
     "threads": 1,
+    "keep_models": True,
 }
 MEMORY = {"memory_size": 250}
 STEP = {"memory_batch": 32, **MEMORY}
@@ -108,8 +109,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "agem": {"strategy": {"name": "agem", **STEP}},
     # 64 epochs over 250 exemplars present about as much as 12 over an experience and them
     "gdumb": {"strategy": {"name": "gdumb", **MEMORY}, "epochs": 64},
+    # λ_s by `der_masks.py`: the best of its grid on held-out samples of the first experience
     "der_masks": {
-        "strategy": {"name": "der", "masks": True, **MEMORY},
+        "strategy": {"name": "der", "masks": True, "sparsity": 6.0, **MEMORY},
         "head": {"bias": False, "init": "kaiming_normal"},
     },
 }
@@ -202,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = [int(s) for s in given.seeds.split(",") if s] if "," in given.seeds else list(range(int(given.seeds)))
     chosen = [(m, int(b), s) for b in given.batch.split(",") for s in seeds for m in given.methods.split(",")]
     if not given.record:
-        sweep = Sweep([run_of(*c, given.runs) for c in chosen], given.processes, given.data_root)
+        sweep = Sweep.of_configs(
+            [run_of(*c, given.runs).record for c in chosen], given.runs, given.processes, given.data_root
+        )
         failed = sweep.run()
         print(sweep.table().to_text(), file=sys.stderr)
         if failed:

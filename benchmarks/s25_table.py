@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clframe.metrics import Difference, paired_difference, summarise
+from clframe.metrics import Difference, paired_difference
 from clframe.report import Column, Estimate, Table
 
 AVERAGE, LAST, FORGETTING = "average_incremental_accuracy", "final_accuracy", "forgetting_max"
@@ -65,9 +65,9 @@ def methods_table(rows: Sequence[Row]) -> Table:
     lines = []
     for method in methods(rows):
         own = [row for row in rows if row["method"] == method]
-        cost = [_parameters(own), _estimate({r["seed"]: r["counters"]["train_seconds"] for r in own}), len(own)]
+        cost = [_parameters(own), Estimate.over({r["seed"]: r["counters"]["train_seconds"] for r in own}), len(own)]
         for k, head in enumerate(heads(own)):
-            found = [_estimate(values(own, method, metric, head)) for metric in (AVERAGE, LAST, FORGETTING)]
+            found = [Estimate.over(values(own, method, metric, head)) for metric in (AVERAGE, LAST, FORGETTING)]
             lines.append([method if k == 0 else "", head, *found, *(cost if k == 0 else [None] * 3)])
     return Table(columns, lines)
 
@@ -164,13 +164,6 @@ def difference(rows: Sequence[Row], first: str, second: str, metric: str) -> Dif
     if any(not v or None in v.values() for v in found):
         return None
     return paired_difference(*found)
-
-
-def _estimate(found: Mapping[int, float | None]) -> Estimate | None:
-    if None in found.values():
-        return None
-    summary = summarise(dict(found))
-    return Estimate(summary.mean, summary.std)
 
 
 def _parameters(own: Sequence[Row]) -> str:

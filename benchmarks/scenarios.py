@@ -311,7 +311,7 @@ def run_all(chosen: Sequence[tuple[Row, int]], given: argparse.Namespace) -> int
     for start in range(0, len(chosen), given.processes):
         part = chosen[start : start + given.processes]
         made = [run_of(*c, given.runs) for c in part]
-        sweep = Sweep(made, given.processes, given.data_root)
+        sweep = Sweep.of_configs([run.record for run in made], given.runs, given.processes, given.data_root)
         failed += int(bool(sweep.run()))
         record(part, given.runs, given.out)
         for (row, seed), run in zip(part, made, strict=True):
@@ -332,6 +332,10 @@ What `benchmarks/scenarios.py` recorded: small runs that show every scenario at 
 where samples come once), *forgetting* the mean drop of a task from its best; in percent, of a method's primary head, mean ±
 sample standard deviation over seeds. Where the stream gives task ids, accuracy is within the task. A regression stream shows
 its squared error, and its growth, instead. Training time is wall-clock on one thread of a machine that ran other things too.
+
+Methods for pretrained networks have weights of `benchmarks/pretrained.py` (a ViT trained on the Tiny-ImageNet classes that CIFAR-100
+doesn't share) or of CIFAR-10 (residual networks). On the ImageNet subset the ViT has therefore seen most of the classes: its row
+there shows that the method runs, and is no result.
 """
 TITLES = {
     "families": "Replay and fine-tuning over families of CIFAR-100",

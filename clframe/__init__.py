@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from clframe._version import __version__
 
 if TYPE_CHECKING:
-    from clframe.api import Plan, audit, compare, load, open_scenario, plan, pretrain, resume, run
+    from clframe.api import Plan, compare, load, open_scenario, plan, pretrain, resume, run, sweep
+    from clframe.audits import audit
     from clframe.composite import Composite
     from clframe.errors import ClframeError
+    from clframe.launch.follow import log
     from clframe.memory import ExemplarMemory
     from clframe.registry import register
     from clframe.report.stream_plot import plot_stream
@@ -31,15 +33,17 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Plan": "api",
-    "audit": "api",
+    "audit": "audits",
     "compare": "api",
     "load": "api",
+    "log": "launch.follow",
     "open_scenario": "api",
     "plot_stream": "report.stream_plot",
     "plan": "api",
     "pretrain": "api",
     "resume": "api",
     "run": "api",
+    "sweep": "api",
     "Composite": "composite",
     "ClframeError": "errors",
     "ExemplarMemory": "memory",
@@ -85,6 +89,7 @@ __all__ = [
     "compare",
     "field",
     "load",
+    "log",
     "open_scenario",
     "plan",
     "plot_stream",
@@ -92,6 +97,7 @@ __all__ = [
     "register",
     "resume",
     "run",
+    "sweep",
 ]
 
 # In a checkout the folders `strategies/` and `scenarios/` lie beside this one; an installed package holds them inside.

@@ -1,4 +1,4 @@
-"""The Python API: `run`, `plan`, `resume`, `load`, `compare`, `audit`, `pretrain`."""
+"""The Python API: `run`, `plan`, `resume`, `load`, `compare`, `pretrain`, `sweep`."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clframe.audits import audit as audit_directories
-from clframe.audits.base import AuditResult
 from clframe.config import RunConfig, resolve
 from clframe.errors import ConfigurationError, RunDirectoryError
 from clframe.launch.build import build_setup, check_same_stream, load_strategy, open_stream, stream_record
+from clframe.launch.follow import remembered, watchers
 from clframe.launch.pretrain import pretraining, provenance_of, shared_classes, weights_record
+from clframe.launch.sweep import Sweep
+from clframe.launch.sweep_plan import read_plan
 from clframe.models.weights import read_provenance, save_weights
-from clframe.report import Table
+from clframe.report import Comparison, RunSummary
 from clframe.report import compare as compare_summaries
 from clframe.results import Run, metrics_of, open_run, result_of, summary_of
 from clframe.stream import Stream
+from clframe.tracking.choice import Choice, choices
 from clframe.tracking.environment import environment
-from clframe.tracking.files import write_json
+from clframe.tracking.files import write_json, write_text
 from clframe.tracking.progress import Progress
 from clframe.tracking.recorder import RunRecorder
-from clframe.tracking.rundir import RunDirectory, Tracker, run_name
+from clframe.tracking.rundir import RunDirectory, run_name
 from clframe.training.checkpoint import export_weights, read_checkpoint, write_checkpoint
 from clframe.training.context import Setup
 from clframe.training.plan import memory_bytes, plan_phases
+from clframe.training.ranks import join_ranks
 from clframe.training.trainer import Trainer
 
-__all__ = ["Plan", "audit", "compare", "load", "open_scenario", "plan", "pretrain", "resume", "run"]
+__all__ = ["Plan", "compare", "load", "open_scenario", "plan", "pretrain", "resume", "run", "sweep"]
 
 
 def run(
@@ -36,7 +39,6 @@ def run(
     run_dir: str | Path | None = None,
     data_root: str | Path | None = None,
     download: bool = False,
-    trackers: Sequence[Tracker] = (),
     progress: bool = True,
     stop_after: int | None = None,
     **config: Any,
@@ -48,11 +50,11 @@ def run(
             has finished already is returned instead of repeated.
         data_root: Folders to look for data in, before the environment's and the cache.
         download: Whether a missing data set may be fetched.
-        trackers: Watch the run.
         progress: Show a progress bar (on a terminal) and a line per experience.
         stop_after: Stop with `Stopped` after so many optimiser steps; `resume` continues.
         **config: The configuration: `scenario`, `strategy`, `backbone`, `head`, `optimizer`, `first_optimizer` as names,
-            mappings or objects; `epochs`, `seed`, `batch_size` and the other run options.
+            mappings or objects; `epochs`, `seed`, `batch_size` and the other run options. `track` names what watches the
+            run, such as `["wandb", "tensorboard"]`, with options as mappings, or gives `Tracker` objects.
 
     Raises:
         ConfigurationError: Something can't be run; raised before anything is computed.
@@ -61,15 +63,19 @@ def run(
         TrainingError: A loss became NaN; the last checkpoint is kept.
     """
     resolved = resolve(config)
+    ranks = join_ranks(resolved.options.device)
     path = Path(run_dir) if run_dir is not None else Path("runs") / run_name(resolved.record)
-    if run_dir is None and (path / "result.json").is_file():
+    if ranks.from_first(lambda: run_dir is None and (path / "result.json").is_file()):
+        if ranks.first:
+            _say_how_to_log(path, resolved.track)
         return Run(RunDirectory.open(path))
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if ranks.first and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunDirectoryError(
             f"The run directory {path} exists already: continue it with `clframe resume {path}`, or choose another --run-dir."
         )
-    stream = open_stream(resolved, data_root, download)
-    setup = build_setup(resolved, stream)
+    with ranks.first_then_others():  # the first one fills the caches
+        stream = open_stream(resolved, data_root, download)
+    setup = build_setup(resolved, stream, ranks=ranks)
     trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
     weights = weights_record(resolved.backbone)
     _warn_of_shared_classes(weights, stream)
@@ -79,15 +85,15 @@ def run(
         "resolved": {**setup.described(), **trainer.context.described()},
     }
     files = {"config.yaml": resolved.record, "stream.json": stream_record(stream), "environment.json": here}
-    directory = RunDirectory.create(path, files, resolved.sources)
-    return _train(trainer, directory, resolved, trackers, progress, stop_after)
+    directory = RunDirectory.create(path, files, resolved.sources) if ranks.first else RunDirectory(path)
+    return _train(trainer, directory, resolved, progress, stop_after)
 
 
 def resume(
     directory: str | Path,
     *,
     data_root: str | Path | None = None,
-    trackers: Sequence[Tracker] = (),
+    track: Any = None,
     progress: bool = True,
     stop_after: int | None = None,
     **objects: Any,
@@ -97,7 +103,7 @@ def resume(
     Args:
         directory: The run directory.
         data_root: Folders to look for data in.
-        trackers: Watch the run.
+        track: What watches the run, as for `run`; None means the named trackers that have watched it before, `[]` none.
         progress: Show progress.
         stop_after: Stop again after so many optimiser steps.
         **objects: `scenario`, `strategy` or `backbone`, where the run was given an object that has no name.
@@ -107,21 +113,26 @@ def resume(
     """
     opened = RunDirectory.open(Path(directory))
     if opened.finished:
+        _say_how_to_log(opened.path, choices(track))
         return Run(opened)
-    opened.lock()
+    watched = remembered(opened) if track is None else track
+    resolved = resolve({**opened.config, **objects, "track": watched})
+    ranks = join_ranks(resolved.options.device)
+    if ranks.first:
+        opened.lock()
     try:
-        resolved = resolve({**opened.config, **objects})
-        stream = open_stream(resolved, data_root, False)
+        with ranks.first_then_others():
+            stream = open_stream(resolved, data_root, False)
         check_same_stream(opened, stream)
-        trainer = Trainer(build_setup(resolved, stream), _Unwritten())
+        trainer = Trainer(build_setup(resolved, stream, ranks=ranks), _Unwritten())
         latest = opened.checkpoints / "latest.pt"
-        if latest.is_file():
-            state = read_checkpoint(latest, trainer.setup.device)
-            opened.cut_events(int(state["events_size"]))
+        state = read_checkpoint(latest, trainer.setup.device) if latest.is_file() else None
+        ranks.wait()  # all have read it before the first one replaces it
+        if ranks.first:
+            opened.cut_events(0 if state is None else int(state["events_size"]))
+        if state is not None:
             trainer.load_state(state)
-        else:
-            opened.cut_events(0)
-        return _train(trainer, opened, resolved, trackers, progress, stop_after)
+        return _train(trainer, opened, resolved, progress, stop_after)
     finally:
         opened.close()
 
@@ -132,7 +143,6 @@ def pretrain(
     run_dir: str | Path | None = None,
     data_root: str | Path | None = None,
     download: bool = False,
-    trackers: Sequence[Tracker] = (),
     progress: bool = True,
     stop_after: int | None = None,
     **config: Any,
@@ -149,7 +159,6 @@ def pretrain(
         run_dir: Where to keep the run; by default `runs/<scenario>-joint-<seed>-<hash>`.
         data_root: Folders to look for data in, before the environment's and the cache.
         download: Whether a missing data set may be fetched.
-        trackers: Watch the run.
         progress: Show a progress bar (on a terminal) and a line per experience.
         stop_after: Stop with `Stopped` after so many optimiser steps.
         **config: As for `run`, without a strategy. `scenario.classes` and `scenario.exclude` choose the classes.
@@ -176,12 +185,12 @@ def pretrain(
             )
         return found
     path = Path(run_dir) if run_dir is not None else Path("runs") / run_name(record)
-    how: dict[str, Any] = {"trackers": trackers, "progress": progress, "stop_after": stop_after, "data_root": data_root}
+    how: dict[str, Any] = {"progress": progress, "stop_after": stop_after, "data_root": data_root}
     if (path / "config.yaml").is_file():
         if RunDirectory.open(path).config != record:
             raise RunDirectoryError(f"The run directory {path} holds another run: choose another --run-dir.")
         objects = {n: v for n, v in given.items() if n in ("scenario", "backbone")}
-        finished = resume(path, **how, **objects)
+        finished = resume(path, track=given.get("track"), **how, **objects)
     else:
         finished = run(run_dir=path, download=download, **how, **given)
     provenance = provenance_of(finished)
@@ -200,45 +209,67 @@ def load(directory: str | Path) -> Run:
     return open_run(directory)
 
 
-def compare(runs: Sequence[Run | str | Path], **options: Any) -> Table:
-    """Return a table of runs: mean and deviation over seeds, a row per method."""
-    return compare_summaries([summary_of(_directory_of(r)) for r in runs], **options)
-
-
-def audit(
-    kind: str,
-    runs: Run | str | Path | Sequence[Run | str | Path],
-    *,
-    references: Sequence[Run | str | Path] = (),
-    data_root: str | Path | None = None,
-    device: str = "auto",
-    objects: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> AuditResult:
-    """Audit finished runs by the models that they kept, and keep in each run's directory what was found.
+def compare(runs: Sequence[Run | str | Path], **options: Any) -> Comparison:
+    """Put runs side by side: grouped over seeds, ranked within a scenario as far as the seeds support it.
 
     Args:
-        kind: `open-set`, `compatibility` or `unlearning`.
-        runs: What is audited; several runs only for `unlearning`.
-        references: Runs to compare with.
-        data_root: Folders to look for data in.
-        device: Where models compute.
-        objects: `scenario`, `strategy` or `backbone`, where the runs were given an object that has no name.
-        **options: Of the kind: fields of `clframe.audits.open_set.OpenSet` and its siblings.
+        runs: Runs, or their directories; unfinished and damaged ones are shown as such.
+        **options: `metrics` (full names, the first one ranks), `head` and `restriction`.
 
     Raises:
-        ConfigurationError: The runs can't be audited so, or an option is wrong.
-        RunDirectoryError: A run hasn't finished, or lacks a model.
-        DataError: Data is missing or damaged.
+        ConfigurationError: There is nothing to compare, or an option doesn't fit.
+        RunDirectoryError: There is no run, or none of them can be read.
     """
-    given = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
-    directories, others = ([_directory_of(r) for r in side] for side in (given, references))
-    how: dict[str, Any] = {"data_root": data_root, "device": device, "objects": objects}
-    return audit_directories(kind, directories, references=others, **how, **options)
+    summaries: list[RunSummary] = []
+    damaged: dict[str, str] = {}
+    for run in runs:
+        directory = run.directory if isinstance(run, Run) else RunDirectory.open(Path(run))
+        try:
+            summaries.append(summary_of(directory))
+        except RunDirectoryError as error:
+            damaged[str(directory.path)] = str(error)
+    if damaged and not summaries:
+        raise RunDirectoryError("\n".join(damaged.values()))
+    return compare_summaries(summaries, damaged=damaged, **options)
 
 
-def _directory_of(run: Run | str | Path) -> RunDirectory:
-    return run.directory if isinstance(run, Run) else RunDirectory.open(Path(run))
+def sweep(
+    plan: Mapping[str, Any] | str | Path,
+    *,
+    data_root: str | Path | None = None,
+    processes: int | None = None,
+    executor: str | None = None,
+) -> Sweep:
+    """Do the runs of a plan that are missing, and return it with the runs' states.
+
+    Args:
+        plan: A mapping, as `clframe.launch.sweep.Sweep.from_plan` takes it, or the path of a YAML or Python file.
+        data_root: Folders to look for data in.
+        processes: Runs at a time; None means the plan's.
+        executor: `local`, `slurm` or `print`; None means the plan's.
+
+    Raises:
+        ClframeError: Something can't be run, raised before the first run starts; or another sweep uses the folder.
+    """
+    given = plan if isinstance(plan, Mapping) else read_plan(plan)
+    made = Sweep.from_plan(given, data_root, executor)
+    made.run(processes)
+    compare_sweep(made)
+    return made
+
+
+def compare_sweep(made: Sweep) -> Comparison | None:
+    """Compare the finished runs of a sweep, None when there are none, and write the tables into its folder.
+
+    What its searches took is written there too.
+    """
+    finished = [run.directory for run in made.runs if run.state == "finished"]
+    if not finished:
+        return None
+    comparison, searches = compare(finished), made.search_table()
+    parts = [comparison.render("markdown"), *([] if searches is None else [searches.render("markdown")])]
+    write_text(made.plan.out / "comparison.md", "\n\n".join(part.rstrip("\n") for part in parts) + "\n")
+    return comparison
 
 
 def open_scenario(
@@ -293,19 +324,23 @@ def _train(
     trainer: Trainer,
     directory: RunDirectory,
     config: RunConfig,
-    trackers: Sequence[Tracker],
     progress: bool,
     stop_after: int | None,
 ) -> Run:
-    """Run a trainer to its end and write the result."""
-    watching = [*trackers, *([Progress()] if progress else [])]
-    recorder = RunRecorder(directory, watching, write_checkpoint)
-    trainer.recorder = recorder
+    """Run a trainer to its end and write the result; of several ranks the first one writes."""
     trainer.checkpoint_seconds = 60 * config.options.checkpoint_minutes
     trainer.keep_models = config.options.keep_models
     trainer.valid = any(len(t.valid) for t in trainer.setup.stream.tasks)
     trainer.stop_after = stop_after
+    if not trainer.ranks.first:
+        trainer.run()
+        trainer.ranks.wait()
+        return Run(RunDirectory(directory.path))
+    watching = [*watchers(config.track, quiet=not progress), *([Progress()] if progress else [])]
+    recorder = RunRecorder(directory, watching, write_checkpoint)
+    trainer.recorder = recorder
     try:
+        recorder.begin(Run(directory))
         trainer.run()
         report = metrics_of(directory)
         export_weights(trainer.strategy.network, directory.checkpoints / "model.safetensors")
@@ -313,7 +348,18 @@ def _train(
         write_json(directory.path / "result.json", result_of(directory, report, trainer.counters))
     finally:
         recorder.close()
+    trainer.ranks.wait()
     return Run(RunDirectory(directory.path))
+
+
+def _say_how_to_log(path: Path, track: Sequence[Any]) -> None:
+    """Tell who asks for trackers of a run that isn't repeated."""
+    names = [choice.name for choice in track if isinstance(choice, Choice)]
+    if names:
+        warnings.warn(
+            f"The run in {path} has finished already: `clframe log {path} --to {','.join(names)}` sends it.",
+            stacklevel=3,
+        )
 
 
 def _warn_of_shared_classes(weights: Mapping[str, Any], stream: Any) -> None:

@@ -57,8 +57,22 @@ class RunOptions(Configurable):
         help="Features of a network that is frozen as a whole; auto: kept, on disk where other runs can use them; off: "
         "computed anew each time.",
     )
+    first_experiences: int | None = field(
+        default=None,
+        ge=1,
+        unit="experiences",
+        help="Run only so many experiences, the first of the scenario's; none: all. For choosing hyperparameters.",
+    )
+    scored_on: Literal["test", "valid"] = field(
+        default="test",
+        help="Samples that the metrics are of; valid: only those that the scenario set aside for validation, and no test "
+        "sample is looked at.",
+    )
     evaluate_future: bool = field(
         default=False, help="Score unseen tasks and the untrained model too (forward transfer)."
+    )
+    measure: str | list[str] = field(
+        default="default", help="What the run measures of itself while it trains: default, all, none, or names."
     )
     keep_models: bool = field(default=False, help="Keep the checkpoint after every experience.")
     checkpoint_minutes: float = field(default=5.0, gt=0, unit="minutes", help="Longest time between two checkpoints.")
@@ -76,6 +90,7 @@ class RunConfig:
         recipe: Of the optimiser.
         first_recipe: Of the first experience; None means the same.
         options: The rest.
+        track: What watches the run, which is no part of what it is: trackers by name, and objects.
         record: The resolved plain form, as `config.yaml` holds it.
         sources: Text of the user's files that were used, by file name.
     """
@@ -87,13 +102,14 @@ class RunConfig:
     recipe: Any
     first_recipe: Any
     options: RunOptions
+    track: list[Any]
     record: dict[str, Any]
     sources: dict[str, str]
 
 
 def option_names() -> list[str]:
-    """Return what may stand at the top of a configuration: sections, `epochs` and run options."""
-    return [*SECTIONS, "epochs", *(f.name for f in fields_of(RunOptions))]
+    """Return what may stand at the top of a configuration: sections, `epochs`, `track` and run options."""
+    return [*SECTIONS, "epochs", "track", *(f.name for f in fields_of(RunOptions))]
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +141,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
 
     Args:
         values: Sections by name (a name, an object, or a mapping with `name` and its options) and run options;
-            `epochs` stands for the strategy's.
+            `epochs` stands for the strategy's. `track` chooses trackers and leaves no trace in the record.
 
     Raises:
         ConfigurationError: Every problem found, one sentence each.
@@ -140,7 +156,7 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     weights = given.pop("weights", None)
     options = {f.name: given.pop(f.name) for f in fields_of(RunOptions) if f.name in given}
     epochs = given.pop("epochs", None)
-    resolver = _Resolver(given, options, epochs)
+    resolver = _Resolver(given, options, epochs, given.pop("track", None))
     for key in [k for k in given if k not in SECTIONS]:
         resolver.problems.append(f"{key} is not an option of a run.{did_you_mean(key, option_names())}")
         del given[key]
@@ -184,8 +200,9 @@ def _weights_files(record: Mapping[str, Any]) -> list[str]:
 class _Resolver:
     """Builds the parts one after the other and collects what is wrong with each."""
 
-    def __init__(self, given: dict[str, Any], options: dict[str, Any], epochs: Any) -> None:
+    def __init__(self, given: dict[str, Any], options: dict[str, Any], epochs: Any, track: Any = None) -> None:
         self.given = given
+        self.track = track
         self.epochs = epochs
         self.options = options
         self.problems: list[str] = []
@@ -194,6 +211,7 @@ class _Resolver:
 
     def config(self) -> RunConfig:
         from clframe.models import HeadConfig
+        from clframe.tracking.choice import choices
         from clframe.training.recipe import Recipe
 
         scenario = self._try(self._scenario)
@@ -203,6 +221,7 @@ class _Resolver:
         recipe = self._try(self._plain, Recipe, "optimizer")
         first = self._try(self._first_recipe, recipe)
         options = self._try(self._run_options)
+        track = self._try(choices, self.track)
         if self.problems:
             raise ConfigurationError("\n".join(self.problems))
         _refuse_unwritable(self.record)
@@ -216,7 +235,7 @@ class _Resolver:
             self.record["weights"] = {f: file_digest(f)[:16] for f in files}
         return RunConfig(
             scenario=scenario, strategy=strategy, backbone=backbone, head=head, recipe=recipe, first_recipe=first,
-            options=options, record=self.record, sources=sources,
+            options=options, track=track, record=self.record, sources=sources,
         )  # fmt: skip
 
     def _try(self, call: Any, *args: Any) -> Any:
@@ -427,6 +446,11 @@ def _name_and_options(value: Any, section: str, default: str) -> tuple[str, dict
         raise ConfigurationError(
             f"The {section} {name.replace('python:', '')!r} of this run was an object in Python: give it again, as in "
             f"clframe.resume(directory, {section}=...)."
+        )
+    if section == "strategy" and name.startswith("avalanche."):
+        raise ConfigurationError(
+            f"The strategy {name!r} of this run was trained in Avalanche's own loop, which keeps no model and can't be resumed: "
+            "run it again with clframe.interop.avalanche.run_avalanche."
         )
     return name, options
 

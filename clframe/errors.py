@@ -14,6 +14,7 @@ __all__ = [
     "ContractError",
     "DataError",
     "RunDirectoryError",
+    "TrackerError",
     "TrainingError",
     "did_you_mean",
 ]
@@ -54,6 +55,12 @@ class ContractError(ClframeError):
     """A strategy, scenario or backbone breaks the contract that the engine relies on."""
 
     exit_code = 6
+
+
+class TrackerError(ClframeError):
+    """A tracker failed to take a run that was sent to it; while a run trains, that is a warning alone."""
+
+    exit_code = 7
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

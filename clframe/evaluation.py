@@ -17,8 +17,9 @@ from clframe.strategy import Strategy
 from clframe.stream import EvaluationTask, Stream
 from clframe.training.batches import BatchMaker
 from clframe.training.feature_cache import FeatureCache
+from clframe.training.ranks import ALONE, Ranks
 
-__all__ = ["Columns", "classification_columns", "evaluate"]
+__all__ = ["Columns", "class_masks", "classification_columns", "evaluate"]
 
 Columns = dict[str, NDArray[Any]]
 """What is kept of one head's scores: arrays of one length by name, as `clframe.metrics.Predictions` takes them."""
@@ -37,6 +38,7 @@ def evaluate(
     split: str = "test",
     batch_size: int = 512,
     features: FeatureCache | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Columns]:
     """Score a strategy on some tasks.
 
@@ -52,6 +54,7 @@ def evaluate(
         batch_size: Samples per forward pass.
         features: Of the strategy's frozen network: a sample's are computed once, and scored as often as needed. Not
             used where a strategy predicts in a way of its own, for which it may need the images.
+        ranks: Of several, each scores its share, and all get the whole.
 
     Returns:
         Kept predictions by report head, the primary head first; empty when there is nothing to score.
@@ -65,27 +68,29 @@ def evaluate(
         return {}
     samples = torch.cat(ids)
     owners = torch.cat([torch.full((len(part),), t.index) for t, part in zip(scored, ids, strict=True)])
+    mine, mine_of = ranks.share(samples), ranks.share(owners)
     modes = [(module, module.training) for module in strategy.network.modules()]
     strategy.network.eval()
     try:
         if features is not None and _predicts_from_features(strategy):
-            for part in ids:  # task by task, so that the batches are the same after a resume
-                features.fill(maker, part, batch_size, strategy.network.features)
-            scored_batches = _from_features(strategy, stream, maker, samples, owners, batch_size, features)
+            with ranks.first_then_others():
+                for part in ids:  # task by task, so that the batches are the same after a resume
+                    features.fill(maker, part, batch_size, strategy.network.features)
+            scored_batches = _from_features(strategy, stream, maker, mine, mine_of, batch_size, features)
         else:
-            scored_batches = _from_images(strategy, stream, maker, samples, owners, batch_size)
-        columns = _collect(stream, maker, scored_batches)
+            scored_batches = _from_images(strategy, stream, maker, mine, mine_of, batch_size)
+        columns = ranks.joined(_columns_of(_collect(stream, maker, scored_batches)))
     finally:
         for module, mode in modes:
             module.training = mode
     targets = maker.table.targets[samples]
     labels = targets.numpy() if stream.score == "accuracy" else np.zeros(len(samples))
     fixed = {"sample": samples.numpy(), "task": owners.numpy().astype(np.int32), "target": labels.astype(np.int32)}
-    found = {h: {**fixed, **{n: torch.cat(v).cpu().numpy() for n, v in c.items()}} for h, c in columns.items()}
-    for kept in found.values():
+    given = {head: {**fixed, **found} for head, found in columns.items()}
+    for kept in given.values():
         for name in _PREDICTED.intersection(kept):
             kept[name][np.isin(fixed["task"], unanswerable)] = -1
-    return found
+    return given
 
 
 ScoredBatch = tuple[Tensor, Tensor, dict[str, Tensor]]
@@ -127,7 +132,7 @@ def _from_features(
 
 def _collect(stream: Stream, maker: BatchMaker, batches: Iterator[ScoredBatch]) -> dict[str, dict[str, list[Tensor]]]:
     """Collect the columns of every head, on the device."""
-    local, upto = (m.to(maker.device) for m in _class_masks(stream))
+    local, upto = (m.to(maker.device) for m in class_masks(stream))
     columns: dict[str, dict[str, list[Tensor]]] = {}
     for part, own, heads in batches:
         tasks = own.to(maker.device)
@@ -145,6 +150,11 @@ def _collect(stream: Stream, maker: BatchMaker, batches: Iterator[ScoredBatch]) 
             for name, column in zip(_COLUMNS, classification_columns(scores.float(), *masks), strict=True):
                 found.setdefault(name, []).append(column)
     return columns
+
+
+def _columns_of(parts: dict[str, dict[str, list[Tensor]]]) -> dict[str, Columns]:
+    """Put the batches' columns together, on the CPU."""
+    return {head: {n: torch.cat(v).cpu().numpy() for n, v in found.items()} for head, found in parts.items()}
 
 
 def classification_columns(scores: Tensor, local: Tensor, upto: Tensor) -> tuple[Tensor, ...]:
@@ -179,7 +189,7 @@ def _argmax_within(scores: Tensor, mask: Tensor) -> Tensor:
     return best.masked_fill(highest == -torch.inf, -1).int()
 
 
-def _class_masks(stream: Stream) -> tuple[Tensor, Tensor]:
+def class_masks(stream: Stream) -> tuple[Tensor, Tensor]:
     """Return (J, K_all) masks of each task's own classes and of the classes up to it."""
     local = torch.zeros(len(stream.tasks), stream.num_classes, dtype=torch.bool)
     for task in stream.tasks:

@@ -1,7 +1,8 @@
 """Names to classes: built-in and third-party entry points, dotted paths, and a user's own file.
 
 The engine never imports a strategy or a scenario by itself; it finds them here. A broken plugin is named in a
-warning and doesn't stop the others.
+warning and doesn't stop the others. Of two packages that claim one name the first by name has it, clframe before any
+other.
 """
 
 from __future__ import annotations
@@ -21,45 +22,68 @@ from clframe.errors import ConfigurationError, did_you_mean
 __all__ = [
     "Kind",
     "absolute",
+    "address",
     "available",
     "load",
     "load_all",
     "load_object",
     "name_of",
     "register",
+    "registered",
     "source_file",
     "split_names",
 ]
 
-Kind = Literal["strategy", "scenario", "backbone"]
+Kind = Literal["strategy", "scenario", "backbone", "metric", "tracker"]
 _GROUPS: dict[Kind, str] = {
     "strategy": "clframe.strategies",
     "scenario": "clframe.scenarios",
     "backbone": "clframe.backbones",
+    "metric": "clframe.metrics",
+    "tracker": "clframe.trackers",
 }
-_registered: dict[tuple[Kind, str], type] = {}
+_BASES: dict[Kind, str] = {
+    "strategy": "clframe.strategy:Strategy",
+    "scenario": "clframe.scenario:Scenario",
+    "tracker": "clframe.tracking.rundir:Tracker",
+}
+"""What a plugin's class derives from; rooms above this one, so named here and imported when a plugin is loaded."""
+_registered: dict[tuple[Kind, str], Any] = {}
 _from_files: dict[str, Path] = {}
 
 
-def register(kind: Kind, name: str, cls: type) -> None:
-    """Make a class known under a name in this process, for instance from a notebook.
+def register(kind: Kind, name: str, made: Any) -> None:
+    """Make a class (of metrics: a `Metric`) known under a name in this process, for instance from a notebook.
 
     Raises:
-        ConfigurationError: The name is taken by another class.
+        ConfigurationError: The name is taken by something else.
     """
     taken = _registered.get((kind, name))
-    if (taken is not None and taken is not cls) or name in _entry_points(kind):
+    if (taken is not None and taken is not made) or name in _entry_points(kind):
         raise ConfigurationError(f"The {kind} name {name!r} is taken already; choose another one.")
-    _registered[kind, name] = cls
+    _registered[kind, name] = made
 
 
 def available(kind: Kind) -> list[str]:
     """Return every registered name of a kind, sorted."""
-    return sorted({*_entry_points(kind), *(n for k, n in _registered if k == kind)})
+    return sorted({*_entry_points(kind), *registered(kind)})
 
 
-def load(kind: Kind, name: str) -> type:
+def registered(kind: Kind) -> list[str]:
+    """Return the names that are known in this process alone."""
+    return sorted(n for k, n in _registered if k == kind)
+
+
+def address(kind: Kind, name: str) -> str:
+    """Return where a registered name leads, as `package.module:Class`, without loading it; any other name as it is."""
+    point = _entry_points(kind).get(name)
+    return name if point is None else point.value
+
+
+def load(kind: Kind, name: str) -> Any:
     """Return the class behind a registered name, a dotted path (`package.module:Class`) or `path/to/file.py:Class`.
+
+    Of a metric it is the `Metric` itself.
 
     Raises:
         ConfigurationError: Nothing of that name exists; names the closest one.
@@ -71,7 +95,7 @@ def load(kind: Kind, name: str) -> type:
         return _load_entry_point(kind, point)
     if ":" in name:
         found = load_object(name)
-        if not isinstance(found, type):
+        if not isinstance(found, type) and kind != "metric":
             raise ConfigurationError(f"Expected a {kind} class at {name!r}, received {type(found).__name__}.")
         return found
     if name.endswith(".py"):
@@ -138,26 +162,48 @@ def split_names(name: str) -> list[str]:
 
 @functools.cache
 def _entry_points(kind: Kind) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=_GROUPS[kind])}
+    """Return who provides each name; who claims a name that another package has is named in a warning."""
+    found: dict[str, EntryPoint] = {}
+    points = entry_points(group=_GROUPS[kind])
+    for point in sorted(points, key=lambda p: (_package(p) != "clframe", _package(p), p.value)):
+        first = found.setdefault(point.name, point)
+        if first.value != point.value:
+            warnings.warn(
+                f"The {kind} {point.name!r} of the package {_package(point)} is left out, because {_package(first)} has "
+                f"one of that name: use {point.value}, or rename it there.",
+                stacklevel=3,
+            )
+    return found
 
 
-def _load_entry_point(kind: Kind, point: EntryPoint) -> type:
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "an unknown package"
+
+
+def _load_entry_point(kind: Kind, point: EntryPoint) -> Any:
     try:
         loaded = point.load()
-    except Exception as error:
-        package = point.dist.name if point.dist else "an unknown package"
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
-            f"The {kind} {point.name!r} of {package} could not be imported ({type(error).__name__}: {error}); "
+            f"The {kind} {point.name!r} of {_package(point)} could not be imported ({type(error).__name__}: {error}); "
             "repair or uninstall that package."
         ) from error
+    if kind == "metric":  # the catalogue says what a metric is
+        return loaded
     if not isinstance(loaded, type):
         raise ConfigurationError(f"The {kind} {point.name!r} is registered as {point.value}, which is not a class.")
+    base = load_object(_BASES[kind]) if kind in _BASES else object
+    if not issubclass(loaded, base):
+        raise ConfigurationError(
+            f"The {kind} {point.name!r} of {_package(point)} must derive from {base.__name__}, but {point.value} doesn't: "
+            "repair or uninstall that package."
+        )
     return loaded
 
 
-def load_all(kind: Kind) -> dict[str, type]:
-    """Load every registered class of a kind; a broken plugin becomes a warning."""
-    found: dict[str, type] = {}
+def load_all(kind: Kind) -> dict[str, Any]:
+    """Load everything registered of a kind; a broken plugin becomes a warning."""
+    found: dict[str, Any] = {}
     for name in available(kind):
         try:
             found[name] = load(kind, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from clframe.errors import ConfigurationError, RunDirectoryError
 from clframe.metrics import (
     AccuracyCube,
+    Measured,
     MetricReport,
     Predictions,
     Reliability,
@@ -18,7 +19,9 @@ from clframe.metrics import (
     compute_from_predictions,
     seen_reliability,
 )
-from clframe.report import RunSummary, html_card, plot_curve, plot_matrix, plot_reliability
+from clframe.report import RunSummary, compare, html_card, plot_curve, plot_matrix, plot_reliability
+from clframe.report.cost import cost_table
+from clframe.report.panels import PLASTICITY
 from clframe.tracking.files import read_json
 from clframe.tracking.rundir import RunDirectory
 
@@ -27,27 +30,32 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from torch import Tensor
 
-    from clframe.audits.base import AuditResult
     from clframe.models import Network
+    from clframe.report.representation import Representation
+    from clframe.report.tables import Table
     from clframe.strategy import Strategy
 
 __all__ = ["Run", "metrics_of", "predictions_of", "summary_of"]
 
 
-def predictions_of(directory: RunDirectory, split: str = "test") -> dict[str, dict[int, Predictions]]:
+def predictions_of(
+    directory: RunDirectory, split: str | None = None, until: int | None = None
+) -> dict[str, dict[int, Predictions]]:
     """Read the kept predictions of a run: `{head: {experiences trained: predictions}}`, primary head first.
 
+    Of the split `test` or `valid`; None means the one that the run is scored on.
+
     Only the evaluations that the event log knows count, so that files of a stretch that is to be trained again are
-    left out.
+    left out; and with `until` only those after at most so many experiences.
 
     Raises:
         RunDirectoryError: A file is missing or damaged; names it.
     """
-    folder = directory.predictions / split
+    folder = directory.predictions / (split or scored_split(directory))
     order: list[str] = []
     done: list[int] = []
     for event in directory.events():
-        if event["event"] == "evaluation":
+        if event["event"] == "evaluation" and (until is None or event["experience"] <= until):
             done.append(int(event["experience"]))
             order = list(event.get("heads", order))
     found: dict[str, dict[int, Predictions]] = {head: {} for head in order}
@@ -58,11 +66,17 @@ def predictions_of(directory: RunDirectory, split: str = "test") -> dict[str, di
     return {head: kept for head, kept in found.items() if kept}
 
 
-def metrics_of(directory: RunDirectory, split: str = "test") -> MetricReport:
+def scored_split(directory: RunDirectory) -> str:
+    """Return the split that a run's metrics are of: `test`, or `valid` where it was asked for."""
+    return str(directory.config.get("scored_on", "test"))
+
+
+def metrics_of(directory: RunDirectory, split: str | None = None) -> MetricReport:
     """Compute every metric of a run from its kept predictions; no model is needed."""
     stream = directory.stream
     norms: dict[str, dict[int, ArrayLike]] = {}
-    for event in directory.events():
+    events = list(directory.events())
+    for event in events:
         if event["event"] == "evaluation":
             for head, values in event.get("head_norms", {}).items():
                 norms.setdefault(head, {})[int(event["experience"])] = values
@@ -73,6 +87,7 @@ def metrics_of(directory: RunDirectory, split: str = "test") -> MetricReport:
         score="squared_error" if error else "accuracy",
         higher_is_better=not error,
         head_norms=norms,
+        measured=Measured.from_events(events, len(stream["experiences"])),
     )
 
 
@@ -83,13 +98,39 @@ def result_of(directory: RunDirectory, report: MetricReport, counters: Mapping[s
         "head": next(iter(report.values), None),
         "restriction": "local" if stream["setting"] == "task" else "global",
     }
-    return {"schema": 1, "stream": "test", "primary": primary, **report.to_dict(), "counters": dict(counters)}
+    return {
+        "schema": 1,
+        "stream": scored_split(directory),
+        "primary": primary,
+        **report.to_dict(),
+        "counters": dict(counters),
+    }
+
+
+_SEEDS = ("seed", "init_seed", "data_seed")
+_WATCHING = ("measure", "keep_models", "checkpoint_minutes")
+"""Settings that change no number of a run, so that runs which differ in them are still the same but for the seed."""
 
 
 def summary_of(directory: RunDirectory) -> RunSummary:
-    """Describe a run for tables, finished or not."""
+    """Describe a run for tables, finished or not.
+
+    Raises:
+        RunDirectoryError: A file is missing or damaged.
+    """
+    try:
+        return _summary(directory)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{directory.path} is damaged (its files don't hold what a run's do, {type(error).__name__}: {error}): bring them "
+            "back from a copy, or start the run again."
+        ) from error
+
+
+def _summary(directory: RunDirectory) -> RunSummary:
     config, stream = directory.config, directory.stream
     done = max((int(e["experience"]) for e in directory.events() if e["event"] == "evaluation"), default=0)
+    result = directory.result if directory.finished else {}
     return RunSummary(
         directory=directory.path,
         scenario=str(config["scenario"]["name"]),
@@ -97,14 +138,25 @@ def summary_of(directory: RunDirectory) -> RunSummary:
         strategy=str(config["strategy"]["name"]),
         backbone=str(config["backbone"]["name"]),
         seed=int(config["seed"]),
-        metrics=directory.result["values"] if directory.finished else {},
+        metrics={head: dict(by) for head, by in result.get("values", {}).items()},
         finished=directory.finished,
-        settings={k: v for k, v in config.items() if k not in ("seed", "init_seed", "data_seed")},
+        settings={k: v for k, v in config.items() if k not in _SEEDS + _WATCHING},
         progress=f"{done} of {len(stream['experiences'])} experiences",
         score=str(stream["score"]),
         higher_is_better=stream["score"] == "accuracy",
         restriction="local" if stream["setting"] == "task" else "global",
+        measured=result.get("run", {}),
+        counters=result.get("counters", {}),
+        absent=result.get("absent", {}),
+        environment=_optional(directory.path / "environment.json") or {},
+        representation=_optional(directory.path / "representation.json"),
+        read_matrix=Run(directory).matrix if done else None,
     )
+
+
+def _optional(file: Path) -> Any:
+    """The content of a file that not every run has; None without it."""
+    return read_json(file) if file.is_file() else None
 
 
 class Run:
@@ -141,7 +193,7 @@ class Run:
     def report(self) -> MetricReport:
         """Every metric, with the reasons of those that the run can't give."""
         result = self.result
-        return MetricReport(values=result["values"], absent=result["absent"], gaps=result["gaps"])
+        return MetricReport(**{part: result[part] for part in ("values", "absent", "gaps", "run")})
 
     @property
     def primary(self) -> tuple[str, str]:
@@ -164,9 +216,17 @@ class Run:
         head, restriction = self.primary
         return dict(self.result["values"][head][restriction])
 
-    def matrix(self, head: str | None = None, restriction: str | None = None) -> NDArray[np.float64]:
-        """Return the accuracy matrix a[i, j]: (T+1, J); row 0 is before training, NaN where nothing was scored."""
-        _, kept = self._kept(head)
+    def matrix(
+        self, head: str | None = None, restriction: str | None = None, after: int | None = None
+    ) -> NDArray[np.float64]:
+        """Return the accuracy matrix a[i, j]: (T+1, J); row 0 is before training, NaN where nothing was scored.
+
+        Args:
+            head: The report head; by default the primary one.
+            restriction: Of the prediction; by default that of the setting.
+            after: As it was after so many experiences; None means now.
+        """
+        _, kept = self._kept(head, after)
         stream = self.directory.stream
         cube = AccuracyCube.from_predictions(
             kept,
@@ -176,14 +236,14 @@ class Run:
         )
         return cube.matrix(restriction or ("local" if stream["setting"] == "task" else "global"))
 
-    def _kept(self, head: str | None) -> tuple[str, dict[int, Predictions]]:
+    def _kept(self, head: str | None, until: int | None = None) -> tuple[str, dict[int, Predictions]]:
         """Return the name and the kept predictions of a head, by default the primary one.
 
         Raises:
             RunDirectoryError: Nothing has been scored yet.
             ConfigurationError: There is no such head.
         """
-        kept = predictions_of(self.directory)
+        kept = predictions_of(self.directory, until=until)
         if not kept:
             raise RunDirectoryError(f"The run in {self.path} has scored nothing yet.")
         chosen = head or next(iter(kept))
@@ -213,15 +273,55 @@ class Run:
         """Return what was logged, for instance every `epoch` with its losses."""
         return [e for e in self.directory.events() if kind is None or e["event"] == kind]
 
-    def plot_matrix(self, head: str | None = None) -> Figure:
-        """Draw the accuracy matrix as a heat map."""
-        return plot_matrix(self.matrix(head), title=self._title)
+    def plot_matrix(self, head: str | None = None, after: int | None = None) -> Figure:
+        """Draw the accuracy matrix as a heat map, as it is now or was after so many experiences."""
+        return plot_matrix(self.matrix(head, after=after), title=self._title)
 
     def plot_curve(self) -> Figure:
         """Draw the accuracy over the classes seen after every experience, a line per report head."""
         _, restriction = self.primary
         curves = {h: [v[restriction]["seen_accuracy"]] for h, v in self.result["values"].items()}
         return plot_curve(curves, title=self._title)
+
+    def plot_confusion(self) -> Figure:
+        """Draw which task the test samples of each task were taken for at the end.
+
+        Raises:
+            ConfigurationError: The run can't tell; says why.
+        """
+        return compare([summary_of(self.directory)]).plot_confusion()
+
+    def plot_plasticity(self, quantity: str = "effective_rank") -> Figure:
+        """Draw a measure of plasticity over the experiences, a line per layer where it has one per layer.
+
+        Args:
+            quantity: `effective_rank`, `dormant_units`, `weight_magnitude`, or another metric of the run as a whole.
+
+        Raises:
+            ConfigurationError: The run didn't measure it.
+        """
+        found = self.result.get("run", {}).get(quantity)
+        curves = found if isinstance(found, dict) else {quantity: found}
+        if not curves or not all(isinstance(curve, list) for curve in curves.values()):
+            raise ConfigurationError(f"The run in {self.path} has no {quantity} over the experiences.")
+        named = {name: [curve] for name, curve in curves.items()}
+        return plot_curve(named, title=self._title, ylabel=PLASTICITY.get(quantity, quantity), limits=None)
+
+    def cost(self, joint: Run | None = None) -> Table:
+        """Return what every experience cost, and how that compares with joint training.
+
+        Args:
+            joint: A run of joint training on the same stream: after every experience (`every: experience`), or at the end.
+
+        Raises:
+            ConfigurationError: A run didn't measure its cost, or the streams differ.
+        """
+        if joint is not None and joint.directory.stream["fingerprint"] != self.directory.stream["fingerprint"]:
+            raise ConfigurationError(
+                f"The cost expects a joint run on the same stream, received {joint.path}, whose stream differs from that of "
+                f"{self.path}: run joint training on this one."
+            )
+        return cost_table(self.result["run"], None if joint is None else joint.result["run"], title=self._title)
 
     def plot_reliability(self, head: str | None = None, after: int | None = None) -> Figure:
         """Draw accuracy over confidence; see `reliability`."""
@@ -232,34 +332,42 @@ class Run:
         config = self.config
         return f"{config['strategy']['name']} on {config['scenario']['name']}, seed {config['seed']}"
 
-    # -- audits ------------------------------------------------------------------------------------------------------
-
-    def open_set(self, **options: Any) -> AuditResult:
-        """Tell known from unknown by the models that the run kept; options as of `clframe.audit("open-set", …)`."""
-        return self._audit("open-set", (), options)
-
-    def compatibility(self, references: Sequence[Run] = (), **options: Any) -> AuditResult:
-        """Search old galleries with newer models; options as of `clframe.audit("compatibility", …)`.
-
-        Args:
-            references: Runs on the same stream whose models were trained independently.
-            **options: Where data and device are.
-        """
-        return self._audit("compatibility", references, options)
-
-    def unlearning(self, references: Sequence[Run] = (), **options: Any) -> AuditResult:
-        """Measure what is left of what was to be forgotten; options as of `clframe.audit("unlearning", …)`.
+    def representation(
+        self,
+        *,
+        again: bool = False,
+        data_root: str | Path | None = None,
+        device: str = "auto",
+        progress: bool = True,
+        objects: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Representation:
+        """Return the stability-plasticity report of the models that the run kept; it needs the data the first time.
 
         Args:
-            references: Runs on the same scenario with `retrain=True`.
-            **options: Of the audit, and where data and device are.
+            again: Make the report anew, though there is one.
+            data_root: Folders to look for data in.
+            device: Where features are computed.
+            progress: Show a bar (on a terminal) and a line per model.
+            objects: `scenario`, `strategy` or `backbone`, where the run was given an object that has no name.
+            **options: `probe` (`logistic` or `knn`), `train_per_class`, `layers`, `cka_samples`; see
+                `clframe.representation.RepresentationOptions`.
+
+        Raises:
+            ConfigurationError: The run can't give a report, or an option is wrong.
+            RunDirectoryError: The run has kept no models (`keep_models: true` keeps them).
         """
-        return self._audit("unlearning", references, options)
+        from clframe.representation import represent
 
-    def _audit(self, kind: str, references: Sequence[Run], options: dict[str, Any]) -> AuditResult:
-        from clframe.audits import audit
-
-        return audit(kind, [self.directory], references=[r.directory for r in references], **options)
+        return represent(
+            self.directory,
+            again=again,
+            data_root=data_root,
+            device=device,
+            progress=progress,
+            objects=objects,
+            **options,
+        )
 
     # -- the model ---------------------------------------------------------------------------------------------------
 

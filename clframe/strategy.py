@@ -133,6 +133,9 @@ class DataView:
         views: Augmented views of every image.
         augment: Whether images are augmented at all.
         batch_size: Samples of `ids` per step; None means the run's.
+        order: Draws an epoch's batches of ids itself, where shuffling `ids` isn't what the method needs; None shuffles them.
+            It draws from the generators of the current scope alone (`run.rng`), and is called again when a run is resumed
+            inside the epoch.
     """
 
     ids: Tensor
@@ -143,6 +146,7 @@ class DataView:
     views: int = 1
     augment: bool = True
     batch_size: int | None = None
+    order: Callable[[], Sequence[Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids) + (0 if self.unlabelled is None else len(self.unlabelled))
@@ -296,6 +300,14 @@ class RunContext(Protocol):
 
     def features(self, ids: Tensor, network: Network | None = None) -> Tensor:
         """Return (N, D) features on the CPU: test transform, eval mode, no gradient."""
+        ...
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """Return the rows (N, …) of the whole batch from those (n, …) of the batch that a hook was given.
+
+        The same tensor, unless several processes train the run together and each sees its share of every batch. A
+        strategy that decides or remembers something by the samples of a step asks for all of them first.
+        """
         ...
 
     def task_mask(self, task_ids: Tensor) -> Tensor:

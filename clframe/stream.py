@@ -7,6 +7,7 @@ seen after any experience are always the first K.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clframe.data.reader import ImageReader
-from clframe.errors import ContractError
+from clframe.errors import ConfigurationError, ContractError
 
 __all__ = [
     "AugmentationSpec",
@@ -288,6 +289,29 @@ class Stream:
         if self.retrieval is not None:
             digest.update(self.retrieval.fingerprint.encode())
         return digest.hexdigest()
+
+    def first(self, count: int) -> Stream:
+        """Return a stream that ends after its first `count` experiences, with the tasks that are seen by then.
+
+        What is left is as it was: a method learns from it what it learns from the same experiences of the whole stream.
+        `num_classes` stays too, since classes beyond are announced, though none of their samples is in any index set.
+
+        Raises:
+            ConfigurationError: There are fewer experiences.
+        """
+        whole = len(self.experiences)
+        if count > whole:
+            raise ConfigurationError(
+                f"first_experiences: expected at most the {whole} experiences of the scenario {self.name!r}, received {count}."
+            )
+        if count == whole:
+            return self
+        kept = self.experiences[:count]
+        ended = (*kept[:-1], dataclasses.replace(kept[-1], is_last=True))
+        seen = [t for t in self.tasks if t.available_after <= count]
+        return dataclasses.replace(
+            self, experiences=ended, tasks=tuple(dataclasses.replace(t, index=j) for j, t in enumerate(seen))
+        )
 
     def describe(self) -> list[dict[str, Any]]:
         """Return one row per experience: classes, samples, validation and test sizes."""

@@ -9,12 +9,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import command_line_page
 import methods_page
 import recipes_page
 import scenarios_page
 
 from clframe.metrics import CATALOGUE
-from clframe.metrics.catalogue import Metric
+from clframe.metrics.metric import Metric
 
 FOLDER = Path(__file__).resolve().parent
 HEAD = """\
@@ -38,6 +39,9 @@ A prediction is made among a set of classes, the *restriction*:
 | `global` | all classes seen so far | class-incremental learning |
 | `local` | the classes of the sample's own task | task-incremental learning |
 | `upto` | the classes of the tasks up to the sample's own | how much later classes take away |
+
+Metrics of the `run` as a whole don't come from predictions: a run measures them while it trains (`measure`), and
+`result.json` holds them under `run`. A value by layer is one curve per layer.
 
 Higher is better where the column *better* has ↑, lower where it has ↓; ↕ means that neither is. A metric marked
 *curve* has one value after every experience.
@@ -67,6 +71,7 @@ def _row(metric: Metric) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "command-line.md": command_line_page.page,
     "metrics.md": metrics_page,
     "methods.md": methods_page.page,
     "recipes.md": recipes_page.page,

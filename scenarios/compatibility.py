@@ -108,12 +108,12 @@ class Compatibility(Split):
             raise ConfigurationError(
                 f"scenario.held_out: expected fewer than the {found.num_classes} classes, received {count}."
             )
-        labels = [torch.where(given < keep, given, -1) for given in (found.train_labels, found.test_labels)]
         return Material(
             data,
             found.order[:keep],
             found.names[:keep],
-            *labels,
+            torch.where(found.train_labels < keep, found.train_labels, -1),
+            torch.where(found.test_labels < keep, found.test_labels, -1),
             found.train[:keep],
             found.valid[:keep],
             found.test[:keep],

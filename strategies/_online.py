@@ -43,9 +43,10 @@ class OfferingStrategy(Strategy):
             return
         self.offering_ = self.offering_ or batch.phase
         if batch.phase == self.offering_:
-            rows = labelled_rows(batch)
-            new = batch.ids[rows]
-            stored = {name: value[rows] for name, value in (extras or {}).items()}
+            ids = self.run.gathered(batch.ids[: batch.num_new])
+            rows = labelled_rows(ids, batch.experience)
+            new = ids[rows]
+            stored = {name: self.run.gathered(value)[rows] for name, value in (extras or {}).items()}
             self.memory_.observe(new, self.run.targets(new), generator=self.run.rng("memory"), extras=stored)
 
 
@@ -90,11 +91,11 @@ class StepReplay(OfferingStrategy):
         self.offer(batch)
 
 
-def labelled_rows(batch: Batch) -> Tensor:
-    """Return the positions of a batch's new samples whose label isn't withheld."""
-    rows = torch.arange(batch.num_new)
-    hidden = batch.experience.unlabelled
-    return rows[~torch.isin(batch.ids[: batch.num_new], hidden)] if len(hidden) else rows
+def labelled_rows(ids: Tensor, experience: Experience) -> Tensor:
+    """Return the positions of the samples whose label isn't withheld."""
+    rows = torch.arange(len(ids))
+    hidden = experience.unlabelled
+    return rows[~torch.isin(ids, hidden)] if len(hidden) else rows
 
 
 def parts_of(allowed: Tensor | None, num_new: int) -> tuple[Tensor | None, Tensor | None]:

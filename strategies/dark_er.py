@@ -123,11 +123,12 @@ class DarkER(StepReplay):
         logits, self.logits_ = self.logits_, None
         self.offer(batch, None if logits is None else {"logits": logits})
         if logits is not None and batch.epoch > 0 and batch.phase == self.offering_ and self.logits_of != "first":
-            rows = labelled_rows(batch)
+            ids, logits = self.run.gathered(batch.ids[: batch.num_new]), self.run.gathered(logits)
+            rows = labelled_rows(ids, batch.experience)
             if self.logits_of == "any":
                 draws = torch.rand(len(rows), generator=self.run.rng("renewal"))
                 rows = rows[draws < 1 / (batch.epoch + 1)]
-            self.memory_.renew(batch.ids[rows], {"logits": logits[rows]})
+            self.memory_.renew(ids[rows], {"logits": logits[rows]})
 
     @property
     def scored_classes(self) -> int:

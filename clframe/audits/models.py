@@ -1,4 +1,4 @@
-"""The models that a run kept, one after every experience, and what each of them says of some samples."""
+"""A run with its data and the models that it kept, and what a model says of some samples of any source."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clframe.config import RunConfig, resolve
-from clframe.errors import RunDirectoryError
-from clframe.launch.build import check_same_stream, load_strategy, open_stream
+from clframe.kept_models import context_of, kept_models, model_file
+from clframe.launch.build import load_strategy
 from clframe.metrics import Tasks
 from clframe.models import Network
 from clframe.strategy import Strategy
 from clframe.stream import SampleTable, Stream
 from clframe.tracking.rundir import RunDirectory
 from clframe.training.batches import BatchMaker
-from clframe.training.context import STATISTICS_BATCH
+from clframe.training.context import STATISTICS_BATCH, Setup
 
 __all__ = ["AuditedRun", "KeptModel"]
 
@@ -99,23 +98,19 @@ class AuditedRun:
         return str(self.directory.path)
 
     @cached_property
-    def config(self) -> RunConfig:
-        """The configuration, with the objects in their places."""
-        record = {**self.directory.config, **self.objects}
-        record.pop("weights", None)  # every value comes from a checkpoint: the file may be gone
-        return resolve({**record, "device": self.device})
-
-    @cached_property
-    def stream(self) -> Stream:
-        """The data.
+    def setup(self) -> Setup:
+        """What the run is made of.
 
         Raises:
-            RunDirectoryError: It differs from what the run was made on.
+            RunDirectoryError: The data differs from what the run was made on.
             DataError: It is missing or damaged.
         """
-        stream = open_stream(self.config, self.data_root, False)
-        check_same_stream(self.directory, stream)
-        return stream
+        return context_of(self.directory, self.data_root, self.device, self.objects).setup
+
+    @property
+    def stream(self) -> Stream:
+        """The data; see `setup`."""
+        return self.setup.stream
 
     @cached_property
     def tasks(self) -> Tasks:
@@ -140,8 +135,7 @@ class AuditedRun:
             RunDirectoryError: The run hasn't finished.
         """
         _ = self.directory.result  # says what to do about a run that hasn't finished
-        found = [i for i in range(1, self.last) if (self.directory.checkpoints / _name(i)).is_file()]
-        return [*found, self.last]
+        return [*(i for i in range(1, self.last) if model_file(self.directory, i).is_file()), self.last]
 
     def all_kept(self) -> list[int]:
         """Return 1 to T.
@@ -149,14 +143,7 @@ class AuditedRun:
         Raises:
             RunDirectoryError: The run hasn't finished, or a model is missing.
         """
-        kept = self.kept()
-        missing = sorted(set(range(1, self.last + 1)) - set(kept))
-        if missing:
-            raise RunDirectoryError(
-                f"Expected the model after every experience in {self.directory.checkpoints}, but that after "
-                f"{', '.join(map(str, missing))} was not kept: train the run with --keep-models true."
-            )
-        return kept
+        return list(range(1, len(kept_models(self.directory)) + 1))
 
     def model(self, after: int) -> KeptModel:
         """Load the model after some experiences.
@@ -165,10 +152,6 @@ class AuditedRun:
             RunDirectoryError: It was not kept, or is damaged.
         """
         given = {name: self.objects[name] for name in ("backbone", "strategy") if name in self.objects}
-        file = "latest.pt" if after == self.last else _name(after)
+        file = "latest.pt" if after == self.last else model_file(self.directory, after).name
         strategy, maker = load_strategy(self.directory, **given, checkpoint=file, device=self.device)
         return KeptModel(after, strategy, maker)
-
-
-def _name(after: int) -> str:
-    return f"experience-{after:03d}.pt"

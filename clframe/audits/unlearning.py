@@ -68,8 +68,8 @@ class UnlearningAudit(Audit):
         results = []
         for run, one in zip(runs, found, strict=True):
             gap = None if mean is None else {s: one.accuracy[s] - mean[s] for s in mean}
-            relearn = {"share": self.regain, "limit": self.relearn_limit, "target": one.target, "steps": one.steps}
-            relearn |= {"reference_steps": [b.steps for b in beside]}
+            aim: dict[str, Any] = {"share": self.regain, "limit": self.relearn_limit, "target": one.target}
+            relearn = {**aim, "steps": one.steps, "reference_steps": [b.steps for b in beside]}
             head = {"schema": SCHEMA, "audit": "unlearning", "run": run.title}
             results.append({**head, "events": one.events, "reference": mean, "gap": gap, "relearn": relearn, **shared})
         return results
@@ -150,9 +150,8 @@ class UnlearningAudit(Audit):
         )
 
     def _lesson(self, run: AuditedRun, forget: _Samples) -> Lesson:
-        config = run.config
         limits = {"limit": self.relearn_limit, "measured": self.relearn_samples}
-        return Lesson(forget.table, forget.ids, config.recipe, config.options.batch_size, **limits)
+        return Lesson(forget.table, forget.ids, run.setup.recipe, run.setup.batch_size, **limits)
 
 
 @dataclass(frozen=True, eq=False)

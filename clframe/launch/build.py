@@ -23,6 +23,8 @@ from clframe.tracking.rundir import RunDirectory
 from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import read_checkpoint, restore_strategy, unpack
 from clframe.training.context import Context, Setup
+from clframe.training.measures import instruments_for
+from clframe.training.ranks import ALONE, Ranks
 
 __all__ = ["build_setup", "check_fit", "check_same_stream", "load_strategy", "open_stream", "stream_record"]
 
@@ -30,10 +32,23 @@ _ON_FEATURES = ", or on features of such weights no network at all (--backbone m
 
 
 def open_stream(config: RunConfig, data_root: Any, download: bool) -> Stream:
-    """Build the scenario's stream, or take one that was given in Python."""
-    if isinstance(config.scenario, Stream):
-        return config.scenario
-    return EngineServices(config.options).build(config.scenario, DataRoot.resolve(data_root), download=download)
+    """Build the scenario's stream, or take one that was given in Python; cut to what the run options ask for.
+
+    Raises:
+        ConfigurationError: There are fewer experiences than `first_experiences`, or no samples that `scored_on` asks for.
+    """
+    options = config.options
+    stream = config.scenario
+    if not isinstance(stream, Stream):
+        stream = EngineServices(options).build(stream, DataRoot.resolve(data_root), download=download)
+    if options.first_experiences is not None:
+        stream = stream.first(options.first_experiences)
+    if options.scored_on == "valid" and not any(len(t.valid) for t in stream.tasks):
+        raise ConfigurationError(
+            f"scored_on: expected a scenario with validation samples for valid, but {stream.name!r} sets none aside: give "
+            "scenario.valid_per_class, or leave scored_on at test."
+        )
+    return stream
 
 
 def check_same_stream(directory: RunDirectory, stream: Stream) -> None:
@@ -50,14 +65,25 @@ def check_same_stream(directory: RunDirectory, stream: Stream) -> None:
         )
 
 
-def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setup:
+def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False, ranks: Ranks = ALONE) -> Setup:
     """Make the objects of a run; nothing is trained yet.
+
+    Args:
+        config: The checked configuration.
+        stream: The scenario's.
+        dry: Make phases and count steps, but compute nothing.
+        ranks: This process among those of the run.
 
     Raises:
         ConfigurationError: The parts don't fit each other or the machine.
     """
     options = config.options
     device = choose_device(options.device)
+    if options.batch_size < ranks.count:
+        raise ConfigurationError(
+            f"batch_size: expected at least a sample for each of the {ranks.count} processes, received {options.batch_size}: "
+            "raise it, or start fewer."
+        )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     augmentation, test_transform = _transforms(config, stream)
@@ -87,6 +113,9 @@ def build_setup(config: RunConfig, stream: Stream, *, dry: bool = False) -> Setu
         pretrained=_pretrained(config.backbone, stream, shape),
         feature_cache=options.feature_cache == "auto",
         evaluate_future=options.evaluate_future,
+        scored_on=options.scored_on,
+        instruments=instruments_for(options.measure),
+        ranks=ranks,
         dry=dry,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,11 +79,13 @@ def choose_device(name: str) -> torch.device:
         ConfigurationError: There is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigurationError(f"Expected a device such as cpu or cuda, received {name!r}.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(f"The device {name!r} was asked for, but PyTorch finds no GPU: use --device cpu.")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: each process its own
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device

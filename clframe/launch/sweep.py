@@ -1,158 +1,216 @@
-"""Sweeps: a plan of strategies, scenarios and seeds, run as one process each; finished runs are skipped."""
+"""Sweeps: a plan of strategies, scenarios, seeds and hyperparameters, done run by run; finished runs are skipped."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from tqdm.auto import tqdm
+from typing import Any
 
 from clframe.config import merged, resolve
-from clframe.errors import ClframeError, ConfigurationError, RunDirectoryError, did_you_mean
-from clframe.report import Column, Table
-from clframe.tracking.files import read_config, read_json, write_text, write_yaml
+from clframe.errors import ClframeError, ConfigurationError, RunDirectoryError
+from clframe.launch.executors import Work, executor_for
+from clframe.launch.search import Search, unknown_options
+from clframe.launch.sweep_plan import Plan, read_plan
+from clframe.launch.sweep_progress import SweepProgress
+from clframe.launch.sweep_run import SweepRun
+from clframe.report import Cell, Column, Table
+from clframe.stream import Stream
+from clframe.tracking.choice import plain
+from clframe.tracking.lock import lock_folder
 from clframe.tracking.rundir import run_name
 
-__all__ = ["State", "Sweep", "SweepRun", "sweep"]
+__all__ = ["Sweep", "SweepRun"]
 
-State = Literal["finished", "failed", "unfinished", "missing"]
-
-_AXES = {"strategies": "strategy", "scenarios": "scenario", "backbones": "backbone"}
-_KEYS = ("out", "base", *_AXES, "seeds", "grid", "processes")
-_PATIENCE = 10.0
-"""Seconds that an interrupted run is given to end by itself."""
+_OWN = ".sweep"
+"""The sweep's own folder under `out`: its lock, the configurations of runs, the scheduler's files."""
 
 
 @dataclass(frozen=True, eq=False)
-class SweepRun:
-    """One run of a sweep.
+class _Group:
+    """The runs that differ in nothing but the seed.
 
     Attributes:
-        record: Its resolved configuration, as `config.yaml` holds it.
-        directory: Its run directory, `<scenario>-<strategy>-<seed>-<hash>` under the plan's `out`.
+        config: Their configuration.
+        search: What chooses the rest of it first; None: nothing is to be chosen.
     """
 
-    record: Mapping[str, Any]
-    directory: Path
+    config: Mapping[str, Any]
+    search: Search | None
 
     @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.directory.name
-
-    @property
-    def log(self) -> Path:
-        """What the run said when it failed; it lies beside the run directory."""
-        return self.directory.with_name(f"{self.name}.log")
-
-    @property
-    def state(self) -> State:
-        """What has become of it: finished, failed, unfinished (stopped on the way) or missing (never begun)."""
-        if (self.directory / "result.json").is_file():
-            return "finished"
-        if self.log.is_file():
-            return "failed"
-        return "unfinished" if (self.directory / "config.yaml").is_file() else "missing"
-
-    @property
-    def headline(self) -> tuple[str, float] | None:
-        """Name and value of the final score of the primary report head, once the run has finished."""
-        if self.state != "finished":
-            return None
-        result = read_json(self.directory / "result.json")
-        try:
-            primary = result["primary"]
-            values = result["values"][primary["head"]][primary["restriction"]]
-            return next(((n, float(v)) for n, v in values.items() if n.startswith("final_") and v is not None), None)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise RunDirectoryError(
-                f"{self.directory / 'result.json'} is damaged: delete that file, and the sweep makes it again."
-            ) from None
-
-    @property
-    def complaint(self) -> str:
-        """The last line that a failed run said."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.is_file() else []
-        return next((line.removeprefix("clframe: ") for line in reversed(lines) if line.strip()), "it said nothing")
+    def settled(self) -> Mapping[str, Any] | None:
+        """The configuration with what was chosen; None while that isn't known."""
+        if self.search is None:
+            return self.config
+        return None if self.search.chosen is None else self.search.with_values(self.search.chosen)
 
 
 class Sweep:
     """The runs of a plan.
 
     Args:
-        runs: The runs, in the order in which they are started.
-        processes: How many run at a time.
+        plan: The plan.
         data_root: Folders to look for data in.
+
+    Raises:
+        ConfigurationError: Every problem of its runs.
     """
 
-    def __init__(self, runs: Sequence[SweepRun], processes: int = 1, data_root: str | Path | None = None) -> None:
-        self.runs = tuple(runs)
-        self.processes = processes
-        self.data_root = data_root
+    def __init__(self, plan: Plan, data_root: str | Path | None = None) -> None:
+        self.plan = plan
+        self.data_root = None if data_root is None else str(data_root)
+        self.groups = _groups(plan)
+        self._settled = -1
+        self._runs: tuple[SweepRun, ...] = ()
+        _ = self.runs  # refuses what can't be run
 
     @classmethod
-    def read(cls, path: str | Path, data_root: str | Path | None = None) -> Sweep:
-        """Read a plan from a YAML file.
+    def read(cls, path: str | Path, data_root: str | Path | None = None, executor: str | None = None) -> Sweep:
+        """Read a plan from a YAML or Python file.
 
         Raises:
             ConfigurationError: Every problem of the plan and of its runs.
         """
-        return cls.from_plan(read_config(Path(path), "a sweep's options"), data_root)
+        return cls.from_plan(read_plan(path), data_root, executor)
 
     @classmethod
-    def from_plan(cls, plan: Mapping[str, Any], data_root: str | Path | None = None) -> Sweep:
+    def from_plan(
+        cls, plan: Mapping[str, Any], data_root: str | Path | None = None, executor: str | None = None
+    ) -> Sweep:
         """Make the runs of a plan; nothing is started.
 
         Args:
-            plan: `out` (a folder, as seen from the current one), `base` (a run's configuration), `strategies`,
-                `scenarios`, `backbones` (lists of names or mappings), `seeds` (a list), `grid` (values by dotted
-                option, such as `optimizer.lr`), `processes`. Runs are made for every combination.
+            plan: `out` (a folder, as seen from the current one), `base` (a run's configuration, `track` too), `strategies`,
+                `scenarios`, `backbones` (lists of names, mappings or objects), `seeds` (a list), `grid` (values by dotted
+                option, such as `optimizer.lr`), `search` (see `clframe.launch.search.SearchOptions`), `processes` (runs
+                at a time), `threads` (of a run), `executor` (a name, or a mapping of a name and options). Runs are
+                made for every combination.
             data_root: Folders to look for data in.
+            executor: Chosen instead of the plan's.
 
         Raises:
             ConfigurationError: Every problem of the plan and of its runs.
         """
-        checked = _checked(plan)
+        return cls(Plan.of(plan, executor), data_root)
+
+    @classmethod
+    def of_configs(
+        cls,
+        configs: Sequence[Mapping[str, Any]],
+        out: str | Path,
+        processes: int | None = None,
+        data_root: str | Path | None = None,
+    ) -> Sweep:
+        """Make the runs of configurations that were put together elsewhere, one each; done by processes of this machine.
+
+        Args:
+            configs: Configurations of runs, seed included.
+            out: The folder for their directories.
+            processes: Runs at a time; None leaves it to the machine.
+            data_root: Folders to look for data in.
+
+        Raises:
+            ConfigurationError: Every problem of the runs.
+        """
+        plan = Plan(Path(out), tuple(map(dict, configs)), (), None, processes, 1, executor_for("local"))
+        return cls(plan, data_root)
+
+    @property
+    def runs(self) -> tuple[SweepRun, ...]:
+        """The runs, in the order in which they are started; those that wait for a search are left out."""
+        settled = [group.settled for group in self.groups]
+        if sum(config is not None for config in settled) != self._settled:
+            self._runs = self._make(settled)
+            self._settled = sum(config is not None for config in settled)
+        return self._runs
+
+    def _make(self, configs: Sequence[Mapping[str, Any] | None]) -> tuple[SweepRun, ...]:
+        """Make the runs of some configurations.
+
+        Raises:
+            ConfigurationError: Every problem.
+        """
         problems: dict[str, None] = {}
-        runs: dict[Path, SweepRun] = {}
-        for config in _combinations(checked):
-            try:
-                record = resolve(config).record
-            except ConfigurationError as error:
-                problems.update(dict.fromkeys(str(error).split("\n")))
-                continue
-            directory = Path(str(checked["out"])) / run_name(record)
-            runs.setdefault(directory, SweepRun(record, directory))
+        found: dict[Path, SweepRun] = {}
+        for config in configs:
+            for given in () if config is None else _seeded(config, self.plan.seeds):
+                try:
+                    resolved = resolve(given)
+                    track = plain(resolved.track)
+                except ConfigurationError as error:
+                    problems.update(dict.fromkeys(str(error).split("\n")))
+                    continue
+                directory = self.plan.out / run_name(resolved.record)
+                found.setdefault(directory, SweepRun(resolved.record, directory, track))
         if problems:
             raise ConfigurationError("\n".join(problems))
-        return cls(list(runs.values()), checked.get("processes", 1), data_root)
+        return tuple(found.values())
+
+    @property
+    def searches(self) -> tuple[Search, ...]:
+        """The searches, each with what it has tried and chosen."""
+        return tuple(group.search for group in self.groups if group.search is not None and group.search.space)
+
+    # -- tables --------------------------------------------------------------------------------------------------------------
 
     def table(self) -> Table:
         """Return a row per run: its state and its final score."""
-        rows = []
+        rows: list[list[Cell]] = []
         notes = []
         for run in self.runs:
-            record, headline = run.record, run.headline
-            values = (str(record[part]["name"]) for part in ("strategy", "scenario", "backbone"))
-            accuracy = headline is not None and headline[0] == "final_accuracy"
-            score = None if headline is None else f"{100 * headline[1]:.2f} %" if accuracy else f"{headline[1]:.4g}"
-            rows.append([run.name, *values, int(record["seed"]), run.state, score])
+            values = [str(run.record[part]["name"]) for part in ("strategy", "scenario", "backbone")]
+            rows.append([run.name, *values, int(run.record["seed"]), run.state, run.score_text])
             if run.state == "failed":
                 notes.append(f"{run.name}: {run.complaint} (see {run.log})")
+        for search in self.searches:
+            if search.chosen is None:
+                values = [str(search.record[part]["name"]) for part in ("strategy", "scenario", "backbone")]
+                rows += [[None, *values, seed, "waits for its search", None] for seed in self.plan.seeds or (None,)]
         titles = ["run", "strategy", "scenario", "backbone", "seed", "state", "final score"]
         columns = [Column(title, right=title in ("seed", "final score")) for title in titles]
         return Table(columns, rows, notes=notes)
+
+    def search_table(self) -> Table | None:
+        """Return a row per search: what was chosen, how good it was on validation samples, and what that took."""
+        if not self.searches:
+            return None
+        columns = [
+            Column("search"),
+            Column("backbone"),
+            Column("chosen"),
+            Column("validation score", right=True),
+            Column("trials", right=True),
+            Column("steps", right=True),
+            Column("seconds", right=True),
+        ]
+        rows: list[list[Cell]] = []
+        notes = []
+        for search in self.searches:
+            search.advance()
+            record, cost, score = search.record, search.cost, search.score
+            chosen = ", ".join(f"{n}={_short(v)}" for n, v in (search.chosen or {}).items())
+            name = f"{record['strategy']['name']} on {record['scenario']['name']}"
+            shown = chosen or ("no trial could be scored" if search.failed else None)
+            numbers = [int(cost["trials"]), int(cost["steps"]), round(cost["seconds"], 1)]
+            rows.append(
+                [name, str(record["backbone"]["name"]), shown, None if score is None else f"{score:.4g}", *numbers]
+            )
+            notes += [
+                f"{name}: trial {t.run.name}: {t.run.complaint} (see {t.run.log})"
+                for t in search.trials
+                if not t.told and t.run.state == "failed"
+            ]
+        options = self.searches[0].options
+        notes.append(
+            f"Scores are {options.metric} on validation samples after the first {options.experiences} experiences. Steps and "
+            "seconds of the trials belong to the cost of the method, beside those of its runs."
+        )
+        return Table(columns, rows, notes=notes)
+
+    # -- running -------------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Make the stream and the objects of every run that is still to be done, without training.
@@ -160,20 +218,18 @@ class Sweep:
         Raises:
             ClframeError: Every problem found, one sentence each, of the kind of the first.
         """
-        found: dict[str, ClframeError] = {}
-        streams: dict[str, Any] = {}
+        checker = _Checker(self.data_root, self.plan.executor.elsewhere)
         for run in self.runs:
-            if run.state == "finished":
-                continue
-            try:
-                _check_run(run.record, streams, self.data_root)
-            except ClframeError as error:
-                found.setdefault(str(error), error)
-        if found:
-            raise type(next(iter(found.values())))("\n".join(found))
+            if run.state != "finished":
+                checker.tried(checker.run, run.record)
+        for search in self.searches:
+            if search.chosen is None:
+                checker.tried(checker.search, search)
+        if checker.found:
+            raise type(next(iter(checker.found.values())))("\n".join(checker.found))
 
     def run(self, processes: int | None = None) -> int:
-        """Do what is missing and return the number of runs that failed.
+        """Do what is missing and return how many runs, trials and searches failed.
 
         Finished runs are skipped and unfinished ones resumed. A failed run doesn't stop the rest; what it said is kept
         beside its directory.
@@ -182,91 +238,112 @@ class Sweep:
             processes: Runs at a time; None means the plan's.
 
         Raises:
-            ClframeError: A run can't be done; raised before the first one starts.
+            ClframeError: A run can't be done, raised before the first one starts; or another sweep uses the folder.
+            KeyboardInterrupt: Ctrl-C; says how to go on.
         """
-        count = self.processes if processes is None else processes
-        if count < 1:
-            raise ConfigurationError(f"processes: expected int ≥ 1, received {count}.")
-        waiting = [run for run in self.runs if run.state != "finished"]
+        if processes is not None and processes < 1:
+            raise ConfigurationError(f"processes: expected int ≥ 1, received {processes}.")
+        count = self.plan.processes if processes is None else processes
+        for search in self.searches:
+            search.check()
+        self.plan.executor.check(self._work([], count))
         self.check()
-        failed = 0
-        with tempfile.TemporaryDirectory(prefix="clframe-sweep-") as folder, _progress(len(waiting)) as report:
-            for run, code in _processes(waiting, count, Path(folder), self.data_root):
-                failed += code != 0
-                report(run, code)
+        with self._locked():
+            failed = self._do_searches(count)
+            return failed + len(self._do([run for run in self.runs if run.state != "finished"], count, ""))
+
+    def _do_searches(self, count: int | None) -> int:
+        """Do the trials of all searches, round by round; a search whose trial broke waits for the next start."""
+        broken: set[Path] = set()
+        while todo := self._trials(broken):
+            if self.plan.executor.only_writes:
+                raise ConfigurationError(
+                    "A search reads the scores of its trials as they come, so an executor that only writes commands can't do "
+                    "it: do the search with executor local or slurm first."
+                )
+            broken |= {run.directory for run in self._do(todo, count, "search ") if not run.diverged}
+            for search in self.searches:
+                search.keep()
+        for search in self.searches:
+            search.keep()
+        return len(broken) + sum(search.failed for search in self.searches)
+
+    def _trials(self, broken: Set[Path]) -> list[SweepRun]:
+        """The trials to do next, each once."""
+        todo = [run for search in self.searches for run in search.advance() if run.directory not in broken]
+        return list({run.directory: run for run in todo}.values())
+
+    def _do(self, runs: Sequence[SweepRun], count: int | None, stage: str) -> list[SweepRun]:
+        """Do some runs and return those that failed."""
+        if not runs:
+            return []
+        work = self._work(runs, count)
+        work.prepare()
+        failed = []
+        try:
+            with SweepProgress(runs, stage) as progress, contextlib.closing(self.plan.executor.run(work)) as updates:
+                for update in updates:
+                    if update is not None and update.state == "failed":
+                        failed.append(update.run)
+                    progress.show(update)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self.plan.executor.interrupted(work)) from None
         return failed
 
+    def _work(self, runs: Sequence[SweepRun], count: int | None) -> Work:
+        return Work(runs, self.plan.out / _OWN, count, self.plan.threads, self.data_root)
 
-def sweep(plan: Mapping[str, Any], *, data_root: str | Path | None = None, processes: int | None = None) -> Sweep:
-    """Run a plan from Python and return it with the runs' states.
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Be the only sweep in the folder.
 
-    Args:
-        plan: As `Sweep.from_plan` takes it.
-        data_root: Folders to look for data in.
-        processes: Runs at a time; None means the plan's.
-    """
-    made = Sweep.from_plan(plan, data_root)
-    made.run(processes)
-    return made
+        Raises:
+            RunDirectoryError: It is another's, or can't be made.
+        """
+        folder = self.plan.out / _OWN
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"The folder {self.plan.out} of the sweep can't be made ({error.strerror or error}): choose another `out`."
+            ) from error
+        try:
+            lock = lock_folder(folder, "The sweep's folder", "give the plan another `out`")
+        except RunDirectoryError as error:
+            raise RunDirectoryError(str(error).replace(str(folder), str(self.plan.out))) from None
+        with lock:
+            yield
 
 
-def _checked(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the plan's own form.
+def _groups(plan: Plan) -> list[_Group]:
+    """Every combination but the seeds, with the search of those that have one.
 
     Raises:
         ConfigurationError: Every problem.
     """
-    given = {str(k): v for k, v in plan.items() if v is not None}
-    problems = [f"{k} is not an option of a sweep.{did_you_mean(k, _KEYS)}" for k in given if k not in _KEYS]
-    if not given.get("out"):
-        problems.append("out must be given: the folder for the runs.")
-    problems += [
-        f"{key}: expected a list of at least one, received {given[key]!r}: write [{given[key]!r}]."
-        for key in (*_AXES, "seeds")
-        if key in given and (not isinstance(given[key], list) or not given[key])
-    ]
-    problems += [
-        f"{key}: expected a mapping, received {given[key]!r}: write it as name: value."
-        for key in ("base", "grid")
-        if not isinstance(given.get(key, {}), Mapping)
-    ]
-    grid = given.get("grid", {})
-    problems += [
-        f"grid.{option}: expected a list of values, received {values!r}: write [{values!r}]."
-        for option, values in (grid.items() if isinstance(grid, Mapping) else ())
-        if not isinstance(values, list) or not values
-    ]
-    number = given.get("processes", 1)
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        problems.append(f"processes: expected int ≥ 1, received {number!r}.")
+    if plan.search is None:
+        return [_Group(config, None) for config in plan.configs]
+    problems: dict[str, None] = {}
+    searches: dict[Path, Search] = {}
+    for config in plan.configs:
+        try:
+            search = Search(config, plan.search, plan.out / "search")
+            searches.setdefault(search.file, search)
+        except ConfigurationError as error:
+            problems.update(dict.fromkeys(str(error).split("\n")))
+    problems.update(dict.fromkeys(unknown_options(list(searches.values()))))
     if problems:
         raise ConfigurationError("\n".join(problems))
-    return given
+    return [_Group(search.config, search) for search in searches.values()]
 
 
-def _combinations(plan: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the plan's axes; seeds change fastest, so that the first results can be compared."""
-    axes: list[list[dict[str, Any]]] = [
-        [{section: {"name": v} if isinstance(v, str) else v} for v in plan[key]]
-        for key, section in _AXES.items()
-        if key in plan
-    ]
-    axes += [[_nested(str(option), v) for v in values] for option, values in plan.get("grid", {}).items()]
-    if "seeds" in plan:
-        axes.append([{"seed": s} for s in plan["seeds"]])
-    for choices in itertools.product(*axes):
-        config = dict(plan.get("base", {}))
-        for change in choices:
-            config = merged(config, change)
-        yield config
+def _seeded(config: Mapping[str, Any], seeds: Sequence[Any]) -> list[dict[str, Any]]:
+    """A configuration per seed; seeds change fastest, so that the first results can be compared."""
+    return [merged(config, {"seed": seed}) for seed in seeds] or [dict(config)]
 
 
-def _nested(option: str, value: Any) -> dict[str, Any]:
-    """`optimizer.lr` and a value as a configuration."""
-    found: Any = value
-    for part in reversed(option.replace("-", "_").split(".")):
-        found = {part: found}
-    return dict(found)
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class _Silent:
@@ -283,113 +360,47 @@ class _Silent:
         """Ignore."""
 
 
-def _check_run(record: Mapping[str, Any], streams: dict[str, Any], data_root: str | Path | None) -> None:
-    """Make everything of a run but its directory; a stream that several runs share is made once."""
-    from clframe.launch.build import build_setup, open_stream
-    from clframe.training.trainer import Trainer
+class _Checker:
+    """Makes everything of runs but their directories; a stream that several runs share is made once."""
 
-    config = resolve({**record, "threads": None})  # this process keeps its threads
-    key = json.dumps(record["scenario"], sort_keys=True)
-    if key not in streams:
+    def __init__(self, data_root: str | None, elsewhere: bool) -> None:
+        self.data_root = data_root
+        self.here = {"device": "cpu", "precision": "fp32"} if elsewhere else {}
+        self.found: dict[str, ClframeError] = {}
+        self._streams: dict[str, Any] = {}
+
+    def tried(self, check: Callable[[Any], object], what: Any) -> None:
+        """Check something, and keep what is wrong with it."""
         try:
-            streams[key] = open_stream(config, data_root, False)
+            check(what)
         except ClframeError as error:
-            streams[key] = error
-    if isinstance(streams[key], ClframeError):
-        raise streams[key]
-    Trainer(build_setup(config, streams[key], dry=True), _Silent())
+            self.found.setdefault(str(error), error)
 
+    def run(self, record: Mapping[str, Any]) -> Stream:
+        """Check a run, and return its stream."""
+        from clframe.launch.build import build_setup, open_stream
+        from clframe.training.trainer import Trainer
 
-def _processes(
-    runs: Sequence[SweepRun], count: int, folder: Path, data_root: str | Path | None
-) -> Iterator[tuple[SweepRun, int]]:
-    """Run every one in a process of its own, `count` at a time, and yield each with its exit code when it ends."""
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    waiting = list(runs)
-    active: dict[SweepRun, subprocess.Popen[bytes]] = {}
-    running = 0
-    try:
-        while waiting or active:
-            while waiting and running < count:
-                run = waiting.pop(0)
-                active[run] = _start(run, folder, data_root, environment)
-                running += 1
-            ended = [run for run, process in active.items() if process.poll() is not None]
-            for run in ended:
-                process = active.pop(run)
-                running -= 1
-                _keep_log(run, folder, process.returncode)
-                yield run, process.returncode
-            if not ended:
-                time.sleep(0.05)
-    finally:
-        _stop(list(active.values()))
+        config = resolve({**record, **self.here, "threads": None})  # this process keeps its threads
+        key = json.dumps([record[name] for name in ("scenario", "first_experiences", "scored_on")], sort_keys=True)
+        if key not in self._streams:
+            try:
+                self._streams[key] = open_stream(config, self.data_root, False)
+            except ClframeError as error:
+                self._streams[key] = error
+        stream: Stream | ClframeError = self._streams[key]
+        if isinstance(stream, ClframeError):
+            raise stream
+        Trainer(build_setup(config, stream, dry=True), _Silent())
+        return stream
 
-
-def _start(
-    run: SweepRun, folder: Path, data_root: str | Path | None, environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    if (run.directory / "config.yaml").is_file():
-        task = ["resume", str(run.directory)]
-    else:
-        file = folder / f"{run.name}.yaml"
-        write_yaml(file, dict(run.record))
-        task = ["run", "--config", str(file), "--run-dir", str(run.directory)]
-    place = [] if data_root is None else ["--data-root", str(data_root)]
-    with (folder / f"{run.name}.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "clframe", *task, *place, "--quiet"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env=environment,
-            process_group=0,  # Ctrl-C reaches this process alone, which stops the others in order
-        )
-
-
-def _keep_log(run: SweepRun, folder: Path, code: int) -> None:
-    """Put what a failed run said beside its directory; a run that succeeded takes its old log away."""
-    if code == 0:
-        run.log.unlink(missing_ok=True)
-        return
-    text = (folder / f"{run.name}.log").read_text(encoding="utf-8", errors="replace")
-    ended = f"ended by signal {signal.Signals(-code).name}" if code < 0 else ""
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    write_text(run.log, "\n".join(part for part in (text.rstrip("\n"), ended) if part) + "\n")
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask processes to end, wait for them, and end those that don't."""
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + _PATIENCE
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A bar over the runs on a terminal, a line per run otherwise; failures are always told."""
-    live = sys.stderr.isatty()
-    done = 0
-    with tqdm(total=total, unit="run", disable=not live, file=sys.stderr) as bar:
-
-        def report(run: SweepRun, code: int) -> None:
-            nonlocal done
-            done += 1
-            bar.update()
-            line = f"{done}/{total} {run.name}: " + (
-                "finished" if code == 0 else f"failed: {run.complaint} (see {run.log})"
+    def search(self, search: Search) -> None:
+        """Check a search, whose trials must not see the whole stream."""
+        whole, first = self.run(search.record), search.options.experiences
+        if first >= len(whole.experiences):
+            raise ConfigurationError(
+                f"search.experiences: expected fewer than the {len(whole.experiences)} experiences of the scenario "
+                f"{whole.name!r}, received {first}: a search that sees the whole stream chooses by what counts."
             )
-            if not live:
-                print(line, file=sys.stderr)
-            elif code:
-                tqdm.write(line, file=sys.stderr)
-
-        yield report
+        for run in search.advance():
+            self.run(run.record)

@@ -6,19 +6,16 @@ of `CATALOGUE` by its full name, or the reason why a run can't give it.
 
 from __future__ import annotations
 
-from clframe.metrics.aggregate import (
-    Difference,
-    Summary,
-    bootstrap_interval,
-    paired_difference,
-    summarise,
-    summarise_curves,
-)
+from clframe.metrics.aggregate import Summary, bootstrap_interval, summarise, summarise_curves
 from clframe.metrics.calibration import Reliability, reliability, seen_reliability
-from clframe.metrics.catalogue import CATALOGUE, Metric
+from clframe.metrics.catalogue import CATALOGUE
 from clframe.metrics.compute import MetricReport, compute_all, compute_from_predictions
+from clframe.metrics.cost import compute_ratio, cumulative_retrain_ratio
 from clframe.metrics.cube import RESTRICTIONS, AccuracyCube
 from clframe.metrics.decomposition import Decomposition, decompose, head_norm_ratio, task_confusion
+from clframe.metrics.differences import MIN_SEEDS, Difference, corrected, holm, paired_difference
+from clframe.metrics.measured import Measured
+from clframe.metrics.metric import Metric
 from clframe.metrics.open_set import auroc, fpr_at_tpr
 from clframe.metrics.per_class import (
     anytime_accuracy,
@@ -55,11 +52,13 @@ from clframe.metrics.transfer import (
 
 __all__ = [
     "CATALOGUE",
+    "MIN_SEEDS",
     "RESTRICTIONS",
     "Absent",
     "AccuracyCube",
     "Decomposition",
     "Difference",
+    "Measured",
     "Metric",
     "MetricReport",
     "Predictions",
@@ -75,6 +74,9 @@ __all__ = [
     "bootstrap_interval",
     "compute_all",
     "compute_from_predictions",
+    "compute_ratio",
+    "corrected",
+    "cumulative_retrain_ratio",
     "decompose",
     "final_accuracy",
     "forgetting_class_last",
@@ -88,6 +90,7 @@ __all__ = [
     "forward_transfer_raw",
     "fpr_at_tpr",
     "head_norm_ratio",
+    "holm",
     "in_domain",
     "intransigence",
     "learning_accuracy",

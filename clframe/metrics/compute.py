@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
 from clframe.errors import ConfigurationError, DataError, did_you_mean
-from clframe.metrics.catalogue import CATALOGUE, Metric
+from clframe.metrics.catalogue import CATALOGUE
 from clframe.metrics.cube import RESTRICTIONS, AccuracyCube
 from clframe.metrics.decomposition import Decomposition, decompose
 from clframe.metrics.evaluators import Inputs
+from clframe.metrics.measured import Measured, compute_run
+from clframe.metrics.metric import Metric
 from clframe.metrics.predictions import Predictions, Tasks
 from clframe.metrics.scores import Absent
 
@@ -30,22 +32,25 @@ class MetricReport:
         absent: Reason, in one sentence, for each metric that no head and restriction gives, by its name; where only
             some can't give it, by `head/restriction/metric`.
         gaps: Reason for the first None of a curve, by `head/restriction/metric`.
+        run: Metrics of the run as a whole by name: numbers, curves, or curves by layer, phase or purpose.
     """
 
     values: dict[str, dict[str, dict[str, Any]]]
     absent: dict[str, str] = field(default_factory=dict)
     gaps: dict[str, str] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
 
     def get(self, metric: str, head: str | None = None, restriction: str = "global") -> Any:
-        """One value; without `head` that of the primary head.
+        """One value; without `head` that of the primary head. A metric of the run as a whole belongs to every head.
 
         Raises:
             ConfigurationError: There is no such value; the message has the reason.
         """
         head = next(iter(self.values), "") if head is None else head
         found = self.values.get(head, {}).get(restriction, {})
-        if metric in found:
-            return found[metric]
+        for given in (found, self.run):
+            if metric in given:
+                return given[metric]
         why = self.absent.get(metric) or self.absent.get(f"{head}/{restriction}/{metric}")
         why = why or f"There is no such metric, head or restriction.{did_you_mean(metric, found)}"
         raise ConfigurationError(f"The metric {metric!r} of head {head!r} ({restriction}) was asked for. {why}")
@@ -76,6 +81,7 @@ def compute_from_predictions(
     joint: AccuracyCube | None = None,
     decathlon_baseline: Sequence[float] | None = None,
     head_norms: Mapping[str, Mapping[int, ArrayLike]] | None = None,
+    measured: Measured | None = None,
 ) -> MetricReport:
     """All metrics of the kept predictions of one stream.
 
@@ -87,6 +93,7 @@ def compute_from_predictions(
         joint: Cube of the joint reference of the same stream.
         decathlon_baseline: Error of the baseline per evaluation task.
         head_norms: `{head: {i: (K_i,)}}` norms of the head's weight vectors.
+        measured: What the run measured of itself.
     """
     cubes = {
         head: AccuracyCube.from_predictions(given, tasks, score=score, higher_is_better=higher_is_better)
@@ -97,7 +104,7 @@ def compute_from_predictions(
         for head, given in predictions.items()
         if any(p.predicted is not None for p in given.values())
     }
-    return compute_all(
+    report = compute_all(
         cubes,
         decompositions=decompositions,
         joint=joint,
@@ -105,6 +112,8 @@ def compute_from_predictions(
         head_norms=head_norms,
         predictions=predictions,
     )
+    values, absent = compute_run(measured or Measured(tasks.num_experiences, {}))
+    return replace(report, run=values, absent={**report.absent, **absent})
 
 
 def compute_all(

@@ -17,10 +17,16 @@ from clframe.registry import Kind
 from clframe.scenario import settings_of
 from clframe.spec import Configurable, FieldInfo, fields_of
 
-__all__ = ["describe", "listing", "needs_of", "prose_of", "scenario_example", "settings_line"]
+__all__ = ["describe", "kind_and_name", "listing", "needs_of", "prose_of", "scenario_example", "settings_line"]
 
-_REGISTERED: tuple[Kind, ...] = ("strategy", "scenario", "backbone")
-_PLURALS = {"strategies": "strategy", "scenarios": "scenario", "backbones": "backbone", "metrics": "metric"}
+_REGISTERED: tuple[Kind, ...] = ("strategy", "scenario", "backbone", "tracker")
+_PLURALS = {
+    "strategies": "strategy",
+    "scenarios": "scenario",
+    "backbones": "backbone",
+    "trackers": "tracker",
+    "metrics": "metric",
+}
 _PARTS = ("run", "optimizer", "head")
 """What has options but no other name."""
 _WIDTH = 100
@@ -30,7 +36,7 @@ def listing(kind: str | None = None) -> list[dict[str, str]]:
     """Name what there is, with one line about each; a broken plugin becomes a warning.
 
     Args:
-        kind: `strategy`, `scenario`, `backbone` or `metric`, or its plural; None means all.
+        kind: `strategy`, `scenario`, `backbone`, `tracker` or `metric`, or its plural; None means all.
 
     Returns:
         Mappings of `kind`, `name` and `what`.
@@ -63,26 +69,42 @@ def describe(*what: str) -> str:
     Raises:
         ConfigurationError: Nothing is called that, or two kinds of things are.
     """
-    if len(what) == 1 and what[0] in _PARTS:
-        return _describe_part(what[0])
-    if len(what) not in (1, 2):
-        raise ConfigurationError(
-            f"Expected a kind and a name, as in `describe strategy replay`, received {' '.join(what)!r}."
-        )
-    kind = _PLURALS.get(what[0], what[0]) if len(what) == 2 else _kind_of(what[0])
-    name = what[-1]
+    kind, name = kind_and_name(*what)
+    if kind in _PARTS:
+        return _describe_part(name)
     if kind == "metric":
         return _describe_metric(name)
     if kind == "strategy":
         return _describe_strategy(name)
-    if kind == "scenario":
-        cls = registry.load("scenario", name)
-        example = f"Example:\n  {scenario_example(name)}"
-        return _text(name, prose_of(cls), settings_line(cls), _version(cls), _options(cls, "scenario"), example)
     if kind == "backbone":
         return _describe_backbone(name)
+    if kind == "tracker":
+        return _describe_tracker(name)
+    cls = registry.load("scenario", name)
+    example = f"Example:\n  {scenario_example(name)}"
+    return _text(name, prose_of(cls), settings_line(cls), _version(cls), _options(cls, "scenario"), example)
+
+
+def kind_and_name(*what: str) -> tuple[str, str]:
+    """Return the kind and the name of what `describe` is asked for; `run`, `optimizer` and `head` are of their own kind.
+
+    Raises:
+        ConfigurationError: Nothing is called that, or two kinds of things are.
+    """
+    if len(what) == 1 and what[0] in _PARTS:
+        return what[0], what[0]
+    if len(what) not in (1, 2):
+        raise ConfigurationError(
+            f"Expected a kind and a name, as in `describe strategy replay`, received {' '.join(what)!r}."
+        )
     kinds = (*_REGISTERED, "metric")
-    raise ConfigurationError(f"Expected a kind ({', '.join(kinds)}), received {kind!r}.{did_you_mean(kind, kinds)}")
+    kind = _PLURALS.get(what[0], what[0]) if len(what) == 2 else _kind_of(what[0])
+    if kind not in kinds:
+        raise ConfigurationError(f"Expected a kind ({', '.join(kinds)}), received {kind!r}.{did_you_mean(kind, kinds)}")
+    if kind == "metric" and what[-1] not in CATALOGUE:
+        hint = did_you_mean(what[-1], CATALOGUE) or " `clframe list metrics` names them."
+        raise ConfigurationError(f"There is no metric named {what[-1]!r}.{hint}")
+    return kind, what[-1]
 
 
 def _row(kind: str, name: str, what: str) -> dict[str, str]:
@@ -116,19 +138,21 @@ def _kind_of_object(name: str) -> str:
     from clframe.models import BackboneConfig
     from clframe.scenario import Scenario
     from clframe.strategy import Strategy
+    from clframe.tracking.rundir import Tracker
 
     found = registry.load_object(name)
     kinds: dict[str, tuple[type, ...]] = {
         "strategy": (Strategy,),
         "scenario": (Scenario,),
         "backbone": (BackboneConfig, nn.Module),
+        "tracker": (Tracker,),
     }
     if isinstance(found, type):
         for kind, bases in kinds.items():
             if issubclass(found, bases):
                 return kind
     raise ConfigurationError(
-        f"Expected a strategy, scenario or backbone at {name!r}, received {found!r}: say which class."
+        f"Expected a strategy, scenario, backbone or tracker at {name!r}, received {found!r}: say which class."
     )
 
 
@@ -176,6 +200,13 @@ def _describe_backbone(name: str) -> str:
     )
 
 
+def _describe_tracker(name: str) -> str:
+    cls: Any = registry.load("tracker", name)
+    options = _options(cls, f"track.{name}") if issubclass(cls, Configurable) else ""
+    needs = f"Needs {' and '.join(cls.needs)}." if cls.needs else ""
+    return _text(name, _doc(cls), needs, options, f"Example:\n  clframe run --track {name}")
+
+
 def _describe_part(name: str) -> str:
     if name == "run":
         from clframe.config import SECTIONS, RunOptions
@@ -202,10 +233,7 @@ def _describe_part(name: str) -> str:
 
 
 def _describe_metric(name: str) -> str:
-    metric = CATALOGUE.get(name)
-    if metric is None:
-        hint = did_you_mean(name, CATALOGUE) or " `clframe list metrics` names them."
-        raise ConfigurationError(f"There is no metric named {name!r}.{hint}")
+    metric = CATALOGUE[name]
     rows = {
         "formula": metric.definition,
         "range": _range(metric),

@@ -7,7 +7,8 @@ import html
 from collections.abc import Sequence
 
 from clframe.metrics.catalogue import CATALOGUE
-from clframe.report.compare import DEFAULT_METRICS, RunSummary
+from clframe.report.compare import DEFAULT_METRICS
+from clframe.report.summary import RunSummary
 
 __all__ = ["html_card"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clframe.report.plots import plain, sized_figure, ticks
+from clframe.report.style import colour_bar, plain, sized_figure, styled, ticks
 from clframe.stream import Stream
 
 if TYPE_CHECKING:
@@ -50,29 +50,27 @@ def plot_stream(stream: Stream) -> Figure:
     """Draw a stream: above, the samples of every class (or domain) in every experience; below, what each experience holds."""
     what, counts = stream_counts(stream)
     rows, columns = counts.shape
-    figure, (upper, lower) = sized_figure(
-        2.6 + 0.3 * min(max(columns, 8), 30),
-        2.6 + 0.16 * min(rows, 40),
-        rows=2,
-        ratios=[max(2.0, min(rows, 40) / 6), 1],
-    )
-    image = upper.imshow(
-        np.ma.masked_equal(counts, 0), cmap="viridis_r", vmin=0, aspect="auto", interpolation="nearest"
-    )
-    names = stream.class_names if what == "class" and rows <= 25 else [str(k) for k in range(rows)]
-    ticks(upper.yaxis, [plain(n if len(n) <= 18 else n[:17] + "…") for n in names])
-    upper.set_ylabel(what)
-    upper.set_title(plain(f"{stream.name} ({stream.setting}-incremental)"))
-    bar = figure.colorbar(image, ax=upper, fraction=0.05, pad=0.02)
-    bar.set_label("samples")
-    bar.outline.set_visible(False)
-    _bars(lower, stream)
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlim(-0.5, columns - 0.5)
-    ticks(upper.xaxis, [str(i) for i in range(1, columns + 1)])
-    ticks(lower.xaxis, [str(i) for i in range(1, columns + 1)])
-    lower.set_xlabel("experience")
+    with styled():
+        figure, (upper, lower) = sized_figure(
+            2.6 + 0.3 * min(max(columns, 8), 30),
+            2.6 + 0.16 * min(rows, 40),
+            rows=2,
+            ratios=[max(2.0, min(rows, 40) / 6), 1],
+        )
+        image = upper.imshow(
+            np.ma.masked_equal(counts, 0), cmap="viridis_r", vmin=0, aspect="auto", interpolation="nearest"
+        )
+        names = stream.class_names if what == "class" and rows <= 25 else [str(k) for k in range(rows)]
+        ticks(upper.yaxis, [plain(n if len(n) <= 18 else n[:17] + "…") for n in names])
+        upper.set_ylabel(what)
+        upper.set_title(plain(f"{stream.name} ({stream.setting}-incremental)"))
+        colour_bar(figure, image, upper, "samples")
+        _bars(lower, stream)
+        for axes in (upper, lower):
+            axes.set_xlim(-0.5, columns - 0.5)
+        ticks(upper.xaxis, [str(i) for i in range(1, columns + 1)])
+        ticks(lower.xaxis, [str(i) for i in range(1, columns + 1)])
+        lower.set_xlabel("experience")
     return figure
 
 
@@ -87,4 +85,4 @@ def _bars(axes: Any, stream: Stream) -> None:
             below = below + sizes
     axes.set_ylabel("samples")
     if len(axes.containers) > 1:
-        axes.legend(frameon=False, fontsize=8, ncols=len(axes.containers), loc="upper left", bbox_to_anchor=(0, 1.25))
+        axes.legend(ncols=len(axes.containers), loc="upper left", bbox_to_anchor=(0, 1.25))

@@ -8,10 +8,12 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from clframe.errors import ConfigurationError, did_you_mean
+from clframe.metrics.aggregate import summarise
 
 __all__ = ["Cell", "Column", "Estimate", "Table"]
 
@@ -31,6 +33,12 @@ class Estimate:
     mean: float
     std: float = math.nan
 
+    @classmethod
+    def over(cls, values: Mapping[int, float | None]) -> Self:
+        """The estimate of `{seed: value}`; NaN where a seed has none."""
+        summary = summarise(values)
+        return cls(summary.mean, summary.std)
+
 
 Cell = str | int | float | Estimate | None
 
@@ -45,6 +53,8 @@ class Column:
         scale: Factor of shown numbers, 100 for percent; CSV has the unscaled numbers.
         digits: Decimals of shown numbers that aren't whole.
         right: Whether the column is aligned to the right.
+        signed: Whether positive numbers show their sign.
+        show: Writes a number that isn't whole in another way than by scale and digits.
     """
 
     title: str
@@ -52,6 +62,8 @@ class Column:
     scale: float = 1.0
     digits: int = 2
     right: bool = False
+    signed: bool = False
+    show: Callable[[float], str] | None = None
 
     @property
     def shown(self) -> str:
@@ -65,11 +77,14 @@ class Column:
         if isinstance(cell, Estimate):
             if math.isnan(cell.mean):
                 return NOTHING
-            mean = f"{self.scale * cell.mean:.{self.digits}f}"
+            mean = self._number(cell.mean)
             return mean if math.isnan(cell.std) else f"{mean} ± {self.scale * cell.std:.{self.digits}f}"
-        if isinstance(cell, float):
-            return f"{self.scale * cell:.{self.digits}f}"
-        return _clean(str(cell))
+        return self._number(cell) if isinstance(cell, float) else _clean(str(cell))
+
+    def _number(self, value: float) -> str:
+        if self.show is not None:
+            return self.show(value)
+        return f"{self.scale * value:{'+' if self.signed else ''}.{self.digits}f}"
 
 
 @dataclass(frozen=True)

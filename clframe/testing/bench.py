@@ -245,7 +245,7 @@ class Bench:
         stream = self.stream() if stream is None else stream
         chosen = {
             "device": "cpu", "precision": "fp32", "batch_size": 4, "augmentation": "crop_flip", "seed": 0,
-            "optimizer": {"lr": 0.05}, **options,
+            "optimizer": {"lr": 0.05}, "measure": "none", **options,
         }  # fmt: skip
         config = resolve({"scenario": stream, "strategy": self.strategy, "backbone": self.backbone, **chosen})
         return build_setup(config, stream)

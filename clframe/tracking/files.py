@@ -13,7 +13,7 @@ import yaml
 
 from clframe.errors import ConfigurationError, RunDirectoryError
 
-__all__ = ["read_config", "read_json", "read_yaml", "to_json", "write_json", "write_text", "write_yaml"]
+__all__ = ["read_config", "read_json", "read_yaml", "to_json", "to_yaml", "write_json", "write_text", "write_yaml"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,7 +46,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 def write_yaml(path: Path, value: Any) -> None:
     """Write YAML in the order given."""
-    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+    write_text(path, to_yaml(value))
+
+
+def to_yaml(value: Any) -> str:
+    """Return YAML, in the order given."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
 def read_json(path: Path) -> Any:

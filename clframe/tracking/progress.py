@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from clframe.tracking.rundir import Tracker
 
-__all__ = ["Progress"]
+with warnings.catch_warnings():  # in Jupyter without ipywidgets it warns, and then falls back to plain text by itself
+    warnings.simplefilter("ignore")
+    from tqdm.auto import tqdm
+
+__all__ = ["Progress", "tqdm"]
 
 
 class Progress(Tracker):

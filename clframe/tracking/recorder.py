@@ -7,12 +7,15 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clframe.errors import RunDirectoryError
 from clframe.metrics import Predictions, prediction_path
 from clframe.tracking.rundir import RunDirectory, Tracker
 from clframe.training.seeds import isolated
+
+if TYPE_CHECKING:
+    from clframe.results import Run
 
 __all__ = ["RunRecorder"]
 
@@ -39,12 +42,26 @@ class RunRecorder:
         self.trackers = list(trackers)
         self._write = write_checkpoint
 
+    def begin(self, run: Run) -> None:
+        """Tell the trackers that the run starts or goes on, and what was told before."""
+        for tracker in list(self.trackers):
+            if not hasattr(tracker, "kept"):
+                tracker.kept = {}
+            self._tell(tracker, lambda t: t.begin(run))
+        for event in self.directory.events():
+            values = {k: v for k, v in event.items() if k not in ("schema", "time", "event")}
+            self._tell_all("past", event["event"], values)
+
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
         """Log an event and pass it on."""
         if kind not in _FLEETING:
             self.directory.event(kind, values)
+        self._tell_all("event", kind, values)
+
+    def _tell_all(self, method: str, kind: str, values: Mapping[str, Any]) -> None:
         for tracker in list(self.trackers):
-            self._tell(tracker, lambda t: t.event(kind, copy.deepcopy(dict(values))))
+            if getattr(type(tracker), method) is not getattr(Tracker, method):  # else there is nobody to protect from
+                self._tell(tracker, lambda t: getattr(t, method)(kind, copy.deepcopy(dict(values))))
 
     def _tell(self, tracker: Tracker, call: Callable[[Tracker], None]) -> None:
         """Call a tracker, which can change neither the values nor the global generators, nor stop the run."""

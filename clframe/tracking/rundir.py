@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -13,13 +11,17 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from clframe.errors import RunDirectoryError
 from clframe.registry import split_names
 from clframe.tracking.files import read_json, read_yaml, to_json, write_json, write_text, write_yaml
+from clframe.tracking.lock import lock_folder
 
-__all__ = ["RunDirectory", "Tracker", "run_name", "spec_hash"]
+if TYPE_CHECKING:
+    from clframe.results import Run
+
+__all__ = ["RunDirectory", "Tracker", "group_name", "run_name", "short_name", "spec_hash"]
 
 SCHEMA = 1
 
@@ -33,14 +35,21 @@ def spec_hash(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
+def group_name(record: Mapping[str, Any]) -> str:
+    """Return what runs that differ in nothing but their seeds have in common: `<scenario>/<strategy>/<hash>`."""
+    shared = {k: v for k, v in record.items() if k not in ("seed", "init_seed", "data_seed")}
+    names = [short_name(str(record[part]["name"])) for part in ("scenario", "strategy")]
+    return f"{names[0]}/{names[1]}/{spec_hash(shared)}"
+
+
 def run_name(record: Mapping[str, Any]) -> str:
     """Return the readable folder name of a run: `<scenario>-<strategy>-<seed>-<hash>`."""
-    names = [_short_name(str(record[part]["name"])) for part in ("scenario", "strategy")]
+    names = [short_name(str(record[part]["name"])) for part in ("scenario", "strategy")]
     return f"{names[0]}-{names[1]}-{record['seed']}-{spec_hash(record)}"
 
 
-def _short_name(name: str) -> str:
-    """A name for folders: of a user's class only the class."""
+def short_name(name: str) -> str:
+    """Return a name for folders: of a user's class only the class."""
     parts = (n.rpartition(":")[2] for n in split_names(name))
     return "".join(c if c.isalnum() or c in "_+" else "_" for c in "+".join(parts))
 
@@ -48,19 +57,37 @@ def _short_name(name: str) -> str:
 class Tracker:
     """Something that watches a run, such as a progress bar; it is told what happens and can change nothing.
 
-    A tracker that raises is dropped with a warning; the run goes on.
+    A tracker that raises is dropped with a warning; the run goes on. One that is chosen by its name (`track: [wandb]`)
+    lives in a process of its own and reads the run directory; an object is called in the run's own process, between two
+    steps. Both are told the same: `begin`, then `past` for what was told before the run was stopped, `event`, `close`.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Packages that it can't do without."""
+
+    kept: dict[str, Any]
+    """Of a tracker chosen by name: what it wants to know again when the run goes on, as plain values; empty at first."""
+
+    def begin(self, run: Run) -> None:
+        """The run starts or goes on.
+
+        Args:
+            run: Its configuration, stream, numbers and files, which grow while it trains.
+        """
+
+    def past(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Recall an event that was told before the run was stopped."""
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
         """Take note of an event, as `events.jsonl` records it.
 
         Args:
-            kind: `run`, `experience`, `phase`, `epoch`, `evaluation`, `checkpoint`, `resumed` or `finished`.
+            kind: `run`, `experience`, `epoch`, `evaluation`, `measured` or `finished`; to objects also `steps`.
             values: What happened; plain values.
         """
 
     def close(self) -> None:
-        """The run has ended or stopped."""
+        """The run has ended or stopped; where it has ended, its result is there."""
 
 
 class RunDirectory:
@@ -176,29 +203,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: Another process writes here.
         """
-        try:
-            handle = (self.path / "lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise RunDirectoryError(
-                f"The run directory {self.path} can't be written to ({error.strerror or error}): make it writable."
-            ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {os.uname().nodename}")
-            handle.flush()
-        except OSError as error:
-            owner = _owner(handle)
-            with contextlib.suppress(OSError):
-                handle.close()
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise RunDirectoryError(
-                    f"The run directory {self.path} can't be locked ({error.strerror or error}): choose a place where it can."
-                ) from error
-            raise RunDirectoryError(
-                f"The run directory {self.path} is in use by {owner}: wait for it, or choose another --run-dir."
-            ) from None
-        self._lock = handle
+        self._lock = lock_folder(self.path, "The run directory", "choose another --run-dir")
         return self
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -279,15 +284,6 @@ def _mapping(found: Any, file: Path) -> dict[str, Any]:
             f"{file} is damaged (it holds a {type(found).__name__}, no mapping): bring it back from a copy, or start the run again."
         )
     return found
-
-
-def _owner(handle: IO[str]) -> str:
-    """What the holder of a lock wrote about itself."""
-    try:
-        handle.seek(0)
-        return handle.read().strip() or "another process"
-    except OSError:
-        return "another process"
 
 
 def _remove_empty(folder: Path, outermost: Path) -> None:

@@ -101,6 +101,8 @@ class BatchMaker:
 
     def steps_per_epoch(self, view: DataView | TensorView, batch_size: int) -> int:
         """Return the optimiser steps of an epoch of a view."""
+        if isinstance(view, DataView) and view.order is not None:
+            return len(view.order())
         return (
             len(split_batches(torch.empty(len(view), dtype=torch.int8), view.batch_size or batch_size))
             if len(view)
@@ -132,6 +134,8 @@ class BatchMaker:
 
     def _epoch_parts(self, view: DataView, size: int, rng: RandomStreams) -> list[tuple[Tensor, Tensor]]:
         """Return the ids and labels of every batch of one pass."""
+        if view.order is not None:
+            return [(ids, self.table.targets[ids]) for ids in view.order()]
         ids, targets = self._epoch_order(view, rng)
         return list(zip(split_batches(ids, size), split_batches(targets, size), strict=True))
 

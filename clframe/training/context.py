@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from clframe.strategy import Batch, Strategy
 from clframe.stream import Experience, Stream
 from clframe.training.batches import BatchMaker, sample_bytes
 from clframe.training.feature_cache import FeatureCache, features_dir
+from clframe.training.instruments import Instrument
+from clframe.training.ranks import ALONE, Ranks
 from clframe.training.recipe import Recipe
 from clframe.training.seeds import RandomStreams, isolated
 
@@ -52,6 +54,9 @@ class Setup:
         pretrained: Whether the backbone starts from weights trained elsewhere.
         feature_cache: Whether features of a frozen network are kept.
         evaluate_future: Whether unseen tasks are scored too, and the untrained model.
+        scored_on: The samples by which the run is judged: `test`, or `valid` for a run that may not look at test samples.
+        instruments: What measures the run while it trains.
+        ranks: This process among those of the run.
         dry: Make phases and count steps, but compute nothing.
     """
 
@@ -76,6 +81,9 @@ class Setup:
     pretrained: bool = False
     feature_cache: bool = True
     evaluate_future: bool = False
+    scored_on: Literal["test", "valid"] = "test"
+    instruments: Sequence[Instrument] = ()
+    ranks: Ranks = ALONE
     dry: bool = False
 
     def described(self) -> dict[str, Any]:
@@ -185,12 +193,18 @@ class Context:
         model.eval()
         try:
             if cache is not None and len(ids):
-                return cache.get(self.train_maker, ids, STATISTICS_BATCH, lambda x: model.features(x).float())
-            parts = [model.features(b.x).float() for b in self.batches(ids, STATISTICS_BATCH)]
+                with self.setup.ranks.first_then_others():
+                    return cache.get(self.train_maker, ids, STATISTICS_BATCH, lambda x: model.features(x).float())
+            mine = self.setup.ranks.share(ids)
+            parts = [model.features(b.x).float() for b in self.batches(mine, STATISTICS_BATCH)]
         finally:
             for module, mode in modes:  # one by one: a phase may keep some modules in eval mode
                 module.training = mode
-        return torch.cat(parts).cpu() if parts else torch.empty(0, model.feature_dim)
+        return self.gathered(torch.cat(parts).cpu() if parts else torch.empty(0, model.feature_dim))
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """Return the rows of a whole batch from this rank's share of them; the same tensor where there is one rank."""
+        return self.setup.ranks.gathered(values)
 
     def feature_cache(self, precision: str) -> FeatureCache | None:
         """Return where features of the run's network are kept, None while some of its backbone trains.

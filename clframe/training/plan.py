@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clframe.class_statistics import ClassStatistics
-from clframe.composite import leaves
-from clframe.memory import ExemplarMemory
+from clframe.training.footprint import kept_bytes
 from clframe.training.seeds import isolated
 from clframe.training.trainer import Trainer
 
@@ -45,11 +43,7 @@ def plan_phases(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def memory_bytes(trainer: Trainer) -> dict[str, int]:
-    """Return the bytes of what a run keeps, by purpose: parameters, optimiser state, exemplars, class statistics."""
-    model = trainer.strategy.network.parameter_bytes()
-    kept = [v for part in leaves(trainer.strategy) for n, v in vars(part).items() if n.endswith("_")]
-    exemplars = sum(v.bytes for v in kept if isinstance(v, ExemplarMemory))
-    statistics = sum(v.bytes for v in kept if isinstance(v, ClassStatistics))
+    """Return the bytes of what a run keeps, by purpose: `kept_bytes`, and what the optimiser will hold."""
     tensors_per_parameter = 1 if trainer.setup.recipe.name == "sgd" else 2
-    optimizer = tensors_per_parameter * model
-    return {"model": model, "optimizer": optimizer, "exemplars": exemplars, "statistics": statistics}
+    optimizer = tensors_per_parameter * trainer.strategy.network.parameter_bytes()
+    return {**kept_bytes(trainer.strategy, trainer.context.sample_bytes), "optimizer": optimizer}

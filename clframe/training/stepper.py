@@ -35,6 +35,7 @@ class Stepper:
         self._after_step = any(type(p).after_step is not Strategy.after_step for p in parts)
         self.parameters = [p for g in optimizer.param_groups for p in g["params"]]
         self._mixed = setup.precision != "fp32"
+        self._ranks = setup.ranks
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the modes and the learning rate."""
@@ -46,27 +47,37 @@ class Stepper:
         self.recipe.set_rate(self.optimizer, epoch, self.epochs)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Take one step; returns every loss term and their total, detached and still on the device."""
+        """Take one step; returns every loss term and their total, detached and still on the device.
+
+        Of several ranks each takes its share of the batch; terms are then this rank's part of the sum over ranks.
+        """
         if self.recipe.per == "step":
             self.recipe.set_rate(self.optimizer, batch.epoch + batch.step / batch.num_steps, self.epochs)
+        weight = 1.0
+        if self._ranks.several:
+            batch, weight = self._ranks.of_batch(batch)
         if self._mixed:
             with autocast(self.setup):
                 terms = self._loss(batch)
         else:
             terms = self._loss(batch)
+        if self._ranks.several:
+            terms = {name: weight * value for name, value in terms.items()}
         values = list(terms.values())
         total = sum(values[1:], start=values[0])
         self.optimizer.zero_grad(set_to_none=True)
-        self._backward(total, batch)
+        total = self._backward(total, batch)
         if self._after_step:
             self.strategy.after_step(batch)
         record = {name: value.detach() for name, value in terms.items()}
         record["total"] = total.detach()
         return record
 
-    def _backward(self, total: Tensor, batch: Batch) -> None:
+    def _backward(self, total: Tensor, batch: Batch) -> Tensor:
+        """Compute gradients and step; returns the total, of all ranks where there are several."""
         scaled = self.scaler.is_enabled()
         (self.scaler.scale(total) if scaled else total).backward()  # type: ignore[no-untyped-call]
+        total = self._ranks.reduce_gradients(self.parameters, total)
         if self._after_backward or self.recipe.clips:
             if scaled:
                 self.scaler.unscale_(self.optimizer)
@@ -79,6 +90,7 @@ class Stepper:
             self.scaler.update()
         else:
             self.optimizer.step()
+        return total
 
 
 def autocast(setup: Setup) -> contextlib.AbstractContextManager[Any]:

@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clframe.composite import leaves
 from clframe.errors import ConfigurationError, ContractError, TrainingError
 from clframe.evaluation import Columns, evaluate
+from clframe.memory import ExemplarMemory
 from clframe.strategy import BegunPhase, DataView, ParameterGroup, Phase, Strategy, TensorView
 from clframe.stream import Experience
-from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import pack, restore_strategy, strategy_state, unpack
 from clframe.training.context import Context, Setup
+from clframe.training.instruments import Instruments
 from clframe.training.seeds import isolated
 from clframe.training.stepper import Stepper, autocast
 
@@ -29,6 +31,9 @@ __all__ = ["Position", "Recorder", "Stopped", "Trainer"]
 
 _WORTH_SAVING = 1.0
 """Seconds of work that a checkpoint saves doing again."""
+
+_CURVE_POINTS = 10
+"""At most so many values of a loss are logged per epoch: means over parts of equal length."""
 
 
 class Recorder(Protocol):
@@ -70,7 +75,7 @@ class Trainer:
         recorder: Takes events, predictions and checkpoints.
         checkpoint_seconds: Longest time between two checkpoints inside an epoch.
         keep_models: Keep the checkpoint after every experience.
-        valid: Score validation samples too.
+        valid: Score validation samples: also, or instead.
         stop_after: Save and raise `Stopped` after so many optimiser steps of this process.
     """
 
@@ -91,6 +96,7 @@ class Trainer:
         self.valid = valid
         self.stop_after = stop_after
         self.strategy = setup.strategy
+        self.ranks = setup.ranks
         self.position = Position()
         self.counters = {"steps": 0, "presentations": 0, "train_seconds": 0.0}
         self._bought: dict[int, Tensor] = {}
@@ -98,11 +104,13 @@ class Trainer:
         self._losses: list[dict[str, Tensor]] = []
         self._flags: list[bool] | None = None  # what trains outside of the phase that restricts it now
         self._continues = False
+        self.instruments = Instruments(setup.instruments)
         self._resumed: dict[str, Any] | None = None  # the checkpoint, while the phase that it was taken in is rebuilt
         with isolated():
             self.context = Context(setup)
             self.strategy.bind(self.context)
             self.strategy.check(self.context)
+        self.instruments.begin(self.context)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -118,21 +126,25 @@ class Trainer:
             self.recorder.event("run", {"experiences": len(experiences), "resumed": self._continues})
             if not self._continues:
                 self.context.streams.enter("setup")
-                self.strategy.setup()
+                with self.instruments.work("setup"):
+                    self.strategy.setup()
                 if self.setup.evaluate_future:
-                    self._evaluate(0)
+                    with self.instruments.work("evaluation"):
+                        self._evaluate(0)
             for experience in experiences[self.position.experience :]:
                 self._experience(experience)
 
     def _experience(self, experience: Experience) -> None:
         if self.position.stage == "start":
-            experience = self.begin_experience(experience)
+            with self.instruments.work("before", experience):
+                experience = self.begin_experience(experience)
             self.position = Position(experience.index, "train")
         else:
             experience = self._with_bought(self._without_bought(experience))
         self.context.experience = experience
         self.context.streams.enter("phases", experience.index)
-        phases = self.check_phases(self.strategy.phases(experience))
+        with self.instruments.work("phases", experience):
+            phases = self.check_phases(self.strategy.phases(experience))
         budgets = self.epoch_steps(experience, phases)
         steps = sum(sum(b) for b in budgets if b is not None)
         if self.setup.steps is None:
@@ -143,9 +155,12 @@ class Trainer:
         started = time.monotonic()
         self.context.streams.enter("after", experience.index)
         self.strategy.network.eval()
-        self.strategy.after_experience(experience)
+        with self.instruments.work("after", experience):
+            self.strategy.after_experience(experience)
         if self.strategy.evaluates_after(experience):
-            self._evaluate(experience.index + 1)
+            with self.instruments.work("evaluation", experience):
+                self._evaluate(experience.index + 1)
+        self._measure(experience)
         self.position = Position(experience.index + 1)
         # What took a moment since the last epoch's checkpoint is sooner done again than saved.
         last = experience.index == len(self.setup.stream.experiences) - 1
@@ -233,7 +248,8 @@ class Trainer:
         """Train one phase, from the current epoch and step on."""
         resumed, self._resumed = self._resumed, None
         self.position.phase = number
-        begun = self.begin_phase(experience, number, phase, start=resumed is None)
+        with self.instruments.work("start", experience):
+            begun = self.begin_phase(experience, number, phase, start=resumed is None)
         begun = dataclasses.replace(begun, steps=steps)
         groups = begun.parameters or [ParameterGroup(list(self.strategy.network.parameters()))]
         recipe = self.context.recipe(experience, phase.optimizer)
@@ -248,13 +264,15 @@ class Trainer:
             stepper = Stepper(self.setup, self.strategy, begun, recipe, optimizer)
             if resumed is not None and resumed["scaler"] is not None:
                 stepper.scaler.load_state_dict(resumed["scaler"])
+            modes.enter_context(self.instruments.phase(experience, begun, stepper))
             for epoch in range(self.position.epoch, phase.epochs):
                 self._epoch(experience, begun, stepper, epoch, resumed)
                 resumed = None
         self._flags = None
         if phase.on_end is not None:
             self.context.streams.enter("end", experience.index, number)
-            phase.on_end()
+            with self.instruments.work("end", experience):
+                phase.on_end()
         self.position = Position(experience.index, "train", number + 1)
 
     def _epoch(
@@ -268,8 +286,11 @@ class Trainer:
         if resumed is not None and self.position.step > 0:
             first_step = self.position.step
             self._losses = list(resumed["losses"])
+            if not self.ranks.first:  # they are the sums over ranks already
+                self._losses = [{n: v if n == "total" else 0 * v for n, v in terms.items()} for terms in self._losses]
         else:
-            self.strategy.before_epoch(phase, epoch)
+            with self.instruments.work("epoch", experience):
+                self.strategy.before_epoch(phase, epoch)
         stepper.begin_epoch(epoch)
         maker, size = self.context.train_maker, self.setup.batch_size
         steps = None if begun.steps is None else begun.steps[epoch]
@@ -279,7 +300,9 @@ class Trainer:
         shown = first_step
         started = last_saved = last_shown = time.monotonic()
         for batch in batches:
-            self._losses.append(stepper.step(batch))
+            with self.instruments.step(batch):
+                self._losses.append(stepper.step(batch))
+            self.instruments.stepped(batch, self._losses[-1])
             self.counters["presentations"] += len(batch.x) + self.context.presented
             self.context.presented = 0
             self.position.step = batch.step + 1
@@ -289,7 +312,9 @@ class Trainer:
             if now - last_shown > 0.5:
                 self.recorder.event("steps", {"steps": batch.step + 1 - shown})
                 last_shown, shown = now, batch.step + 1
-            if (stop or now - last_saved > self.checkpoint_seconds) and batch.step + 1 < batch.num_steps:
+            due = stop or now - last_saved > self.checkpoint_seconds
+            # Of several ranks each has its part of the losses so far, which only an epoch's end puts together.
+            if due and not self.ranks.several and batch.step + 1 < batch.num_steps:
                 self._finite(experience, phase, epoch)
                 self._checkpoint(None, stepper, inside=True)
                 last_saved = now
@@ -301,7 +326,9 @@ class Trainer:
         self._end_epoch(experience, phase, stepper, epoch)
 
     def _end_epoch(self, experience: Experience, phase: Phase, stepper: Stepper, epoch: int) -> None:
-        means = self._finite(experience, phase, epoch)
+        self._losses = self.ranks.summed_losses(self._losses)
+        losses = self._finite(experience, phase, epoch)
+        means = {name: float(values.mean()) for name, values in losses.items()}
         self.recorder.event(
             "epoch",
             {
@@ -313,15 +340,26 @@ class Trainer:
                 "parameters": sum(p.numel() for p in stepper.parameters),
                 "loss": means.pop("total", 0.0),
                 "terms": means,
+                "curve": {name: _curve(values) for name, values in losses.items()},
                 "lr": stepper.optimizer.param_groups[0]["lr"],
             },
         )
         self._refuse_ruined(experience, phase, epoch, stepper)
+        self._bring_ranks_together(
+            stepper, f"experience {experience.index + 1}, phase {phase.name!r}, epoch {epoch + 1}"
+        )
         self._losses = []
         self.position = Position(experience.index, "train", self.position.phase, epoch + 1)
         self._checkpoint(None, stepper)
         if self.stop_after is not None and self._steps_here >= self.stop_after:
             raise Stopped
+
+    def _bring_ranks_together(self, stepper: Stepper, where: str) -> None:
+        """Average running statistics over the ranks, and see that these are still the same run."""
+        self.ranks.average_buffers((self.strategy.network, *stepper.begun.train_modules))
+        kept = [v for part in leaves(self.strategy) for n, v in vars(part).items() if n.endswith("_")]
+        memories = [memory.ids for memory in kept if isinstance(memory, ExemplarMemory)]
+        self.ranks.refuse_difference(stepper.parameters, memories, where)
 
     def _refuse_ruined(self, experience: Experience, phase: Phase, epoch: int, stepper: Stepper) -> None:
         """Keep the last good checkpoint when the weights themselves have become infinite or NaN."""
@@ -332,11 +370,11 @@ class Trainer:
                 f"{epoch + 1}: lower the learning rate or clip the gradients; the last checkpoint is from before."
             )
 
-    def _finite(self, experience: Experience, phase: Phase, epoch: int) -> dict[str, float]:
-        """Fetch the epoch's losses in one go and refuse to go on from one that is not a number."""
+    def _finite(self, experience: Experience, phase: Phase, epoch: int) -> dict[str, Tensor]:
+        """Fetch the epoch's losses in one go, per step, and refuse to go on from one that is not a number."""
         if not self._losses:
             return {}
-        means: dict[str, float] = {}
+        losses: dict[str, Tensor] = {}
         for name in self._losses[0]:
             values = torch.stack([terms[name].float() for terms in self._losses if name in terms]).cpu()
             bad = (~values.isfinite()).nonzero().flatten()
@@ -346,28 +384,41 @@ class Trainer:
                     f"{phase.name!r}, epoch {epoch + 1}, step {int(bad[0]) + 1}: lower the learning rate or clip the "
                     "gradients; the last checkpoint is from before."
                 )
-            means[name] = float(values.mean())
-        return means
+            losses[name] = values
+        return losses
 
     # -- scoring and saving ---------------------------------------------------------------------------------------------
 
     def _evaluate(self, after: int) -> None:
         stream, setup = self.setup.stream, self.setup
         tasks = [t for t in stream.tasks if setup.evaluate_future or t.available_after <= after]
-        splits: list[tuple[str, BatchMaker]] = [("test", self.context.test_maker)]
-        if self.valid:
-            splits.append(("valid", self.context.train_maker))
+        makers = {"test": self.context.test_maker, "valid": self.context.train_maker}
+        splits: list[str] = ["test"] * (setup.scored_on == "test") + ["valid"] * self.valid
         cache = self.context.feature_cache(setup.precision)
         with isolated(), autocast(setup):
-            for split, maker in splits:
+            for split in splits:
                 heads = evaluate(
-                    self.strategy, stream, maker, tasks, split=split, batch_size=setup.eval_batch_size, features=cache
+                    self.strategy,
+                    stream,
+                    makers[split],
+                    tasks,
+                    split=split,
+                    batch_size=setup.eval_batch_size,
+                    features=cache,
+                    ranks=self.ranks,
                 )
                 summary = self.recorder.predictions(split, after, heads)
-                if split == "test":
+                if split == splits[0]:  # what the run is scored by
                     norms = _head_norms(self.strategy)
                     values = {"experience": after, "heads": list(heads), **summary, "head_norms": norms}
                     self.recorder.event("evaluation", values)
+
+    def _measure(self, experience: Experience) -> None:
+        """Log what the instruments have measured."""
+        with isolated():
+            values = self.instruments.report(experience)
+        if values:
+            self.recorder.event("measured", {"experience": experience.index + 1, "values": values})
 
     def _checkpoint(self, keep_as: str | None, stepper: Stepper | None = None, inside: bool = False) -> None:
         self.recorder.checkpoint(self.state(stepper, inside), keep_as)
@@ -390,6 +441,7 @@ class Trainer:
             "losses": [dict(terms) for terms in self._losses] if inside else [],
             "counters": dict(self.counters),
             "bought": pack(self._bought),
+            "instruments": self.instruments.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -401,6 +453,7 @@ class Trainer:
                 restore_strategy(strategy, saved, factory, self.context.place)
         self.counters = dict(state["counters"])
         self._bought = unpack(state["bought"], factory)
+        self.instruments.load_state_dict(state["instruments"])
         experience, stage, phase, epoch, step = state["position"]
         self.position = Position(experience, stage, phase, epoch, step)
         self._continues = True
@@ -430,6 +483,14 @@ def _only_training(network: nn.Module, groups: Sequence[ParameterGroup]):  # typ
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
+
+
+def _curve(values: Tensor) -> list[float]:
+    """Means over consecutive parts of an epoch, to six digits; the steps n·p // k bound part p of k."""
+    count = min(_CURVE_POINTS, len(values))
+    bounds = np.arange(count + 1) * len(values) // count
+    sums = np.add.reduceat(values.double().numpy(), bounds[:-1])
+    return [float(f"{mean:.6g}") for mean in sums / np.diff(bounds)]
 
 
 def _trainable(group: ParameterGroup) -> ParameterGroup:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import clframe
 from clframe.cli import main
 
 
@@ -23,7 +24,7 @@ def audit(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 
 def test_tables_in_every_form_and_json_are_what_python_gives(audit, digits_run):
     code, text, _ = audit("open-set", digits_run.path, "--foreign", "split_digits", "--tail", 10)
-    found = digits_run.open_set(foreign="split_digits", tail=10)
+    found = clframe.audit("open-set", digits_run, foreign="split_digits", tail=10)
     assert (code, text) == (0, str(found))
     assert "FPR@95" in text
     code, answer, _ = audit("open-set", digits_run.path, "--foreign", "split_digits", "--tail", 10, "--json")
@@ -32,7 +33,7 @@ def test_tables_in_every_form_and_json_are_what_python_gives(audit, digits_run):
         code, text, _ = audit("open-set", digits_run.path, "--format", form)
         assert code == 0
         assert mark in text
-    assert digits_run.open_set()._repr_html_().count("<table>") == 2
+    assert clframe.audit("open-set", digits_run)._repr_html_().count("<table>") == 2
 
 
 def test_references_and_options_reach_the_audit(audit, unlearned):

@@ -19,7 +19,7 @@ MEASURES = ("verification", "top1", "mean_average_precision")
 
 
 def test_the_matrix_is_that_of_scikit_learn(compatible):
-    found = compatible.compatibility().data[0]
+    found = clframe.audit("compatibility", compatible).data[0]
     run = AuditedRun(compatible.directory)
     shown = run.stream.retrieval
     wanted, there = (shown.table.targets[ids].numpy() for ids in (shown.queries, shown.gallery))
@@ -53,10 +53,10 @@ def test_the_matrix_is_that_of_scikit_learn(compatible):
 
 def test_a_kept_gallery_is_never_computed_again(train):
     run = train({"name": "compatibility", "held_out": 4, "experiences": 2}, "finetune", epochs=1)
-    before = run.compatibility().data[0]
+    before = clframe.audit("compatibility", run).data[0]
     first, second = (run.path / "galleries" / f"{j:03d}.safetensors" for j in (1, 2))
     kept = first.read_bytes(), second.read_bytes()
-    assert run.compatibility().data[0] == before
+    assert clframe.audit("compatibility", run).data[0] == before
     assert (first.read_bytes(), second.read_bytes()) == kept
     # With another gallery in its place the old model's column changes, and no other.
     features, header = (
@@ -64,23 +64,25 @@ def test_a_kept_gallery_is_never_computed_again(train):
         {"protocol": AuditedRun(run.directory).stream.retrieval.fingerprint},
     )
     save_file({"features": features.flip(0)}, first, header)
-    after = run.compatibility().data[0]["mean_average_precision"]["matrix"]
+    after = clframe.audit("compatibility", run).data[0]["mean_average_precision"]["matrix"]
     matrix = before["mean_average_precision"]["matrix"]
     assert after[1][1] == matrix[1][1]
     assert after[0][0] != matrix[0][0]
     assert after[1][0] != matrix[1][0]
     save_file({"features": features}, first, {"protocol": "other"})
     with pytest.raises(RunDirectoryError, match=r"001\.safetensors is of other images"):
-        run.compatibility()
+        clframe.audit("compatibility", run)
     first.write_bytes(b"no gallery")
     with pytest.raises(RunDirectoryError, match=r"001\.safetensors is damaged"):
-        run.compatibility()
+        clframe.audit("compatibility", run)
 
 
 def test_features_that_only_grow_tie_and_ties_are_not_compatible(train):
     """DER freezes its extractors and appends a new one: truncated to the old length, its features are the old ones."""
     strategy = {"name": "der", "memory_size": 40, "balanced_epochs": 1}
-    found = train({"name": "compatibility", "held_out": 4, "experiences": 2}, strategy).compatibility().data[0]
+    found = clframe.audit(
+        "compatibility", train({"name": "compatibility", "held_out": 4, "experiences": 2}, strategy)
+    ).data[0]
     assert found["feature_dims"] == [24, 48]
     for measure in MEASURES:
         matrix = found[measure]["matrix"]
@@ -91,8 +93,8 @@ def test_features_that_only_grow_tie_and_ties_are_not_compatible(train):
 def test_independent_models_give_gain_and_price(compatible, train):
     scenario = {"name": "compatibility", "held_out": 4, "experiences": 3}
     others = [train(scenario, {"name": "cumulative", "start": "scratch"}, seed=s) for s in (0, 1)]
-    found = compatible.compatibility(others).data[0]
-    alone = [other.compatibility().data[0] for other in others]
+    found = clframe.audit("compatibility", compatible, references=others).data[0]
+    alone = [clframe.audit("compatibility", other).data[0] for other in others]
     for measure in MEASURES:
         values = np.array(found[measure]["matrix"], dtype=float)
         best = np.mean([np.diagonal(np.array(a[measure]["matrix"], dtype=float)) for a in alone], axis=0)
@@ -103,21 +105,21 @@ def test_independent_models_give_gain_and_price(compatible, train):
                 room = best[i] - values[j, j]
                 expected = pytest.approx((values[i, j] - values[j, j]) / room) if room > 0 else None
                 assert found[measure]["gain"][i][j] == expected
-    again = compatible.compatibility(others[:1])
+    again = clframe.audit("compatibility", compatible, references=others[:1])
     assert "M* of independent models" in str(again)
     assert np.array(again.data[0]["top1"]["price"]).shape == (3,)
-    assert compatible.compatibility().data[0]["top1"]["gain"] is None
+    assert clframe.audit("compatibility", compatible).data[0]["top1"]["gain"] is None
 
 
 def test_bad_input(compatible, digits_run, train):
     with pytest.raises(ConfigurationError, match=r"is on split_digits: run the scenario compatibility"):
-        digits_run.compatibility()
+        clframe.audit("compatibility", digits_run)
     other = train({"name": "compatibility", "held_out": 4, "experiences": 2}, "finetune", epochs=1)
     with pytest.raises(ConfigurationError, match="needs the very same stream"):
-        compatible.compatibility([other])
+        clframe.audit("compatibility", compatible, references=[other])
     unkept = train({"name": "compatibility", "experiences": 2}, "finetune", epochs=1, keep_models=False)
-    with pytest.raises(RunDirectoryError, match="after 1 was not kept: train the run with --keep-models true"):
-        unkept.compatibility()
+    with pytest.raises(RunDirectoryError, match="has kept no models: train it with"):
+        clframe.audit("compatibility", unkept)
     with pytest.raises(ConfigurationError, match="expects one run, received 2"):
         clframe.audit("compatibility", [compatible, compatible])
     with pytest.raises(ConfigurationError, match=r"There is no audit 'compatability'\. Did you mean 'compatibility'"):
@@ -128,7 +130,7 @@ def test_a_run_on_features_searches_features(train):
     scenario = {"name": "feature_stream", "scenario": {"name": "compatibility", "experiences": 2},
                 "backbone": {"name": "mlp", "hidden": [12]}}  # fmt: skip
     run = train(scenario, "finetune", backbone={"name": "mlp", "hidden": []}, epochs=1)
-    found = run.compatibility().data[0]
+    found = clframe.audit("compatibility", run).data[0]
     assert found["feature_dims"] == [12, 12]
     matrix = found["top1"]["matrix"]
     assert matrix[1][0] == matrix[0][0] == matrix[1][1]  # nothing trains but the head

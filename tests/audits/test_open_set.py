@@ -17,7 +17,7 @@ from clframe.errors import ConfigurationError, DataError
 
 @pytest.fixture(scope="module")
 def found(digits_run):
-    return digits_run.open_set()
+    return clframe.audit("open-set", digits_run)
 
 
 def test_softmax_scores_are_those_of_the_kept_predictions(digits_run, found):
@@ -71,7 +71,7 @@ def test_tasks_to_come_are_told_one_by_one(digits_run, found):
 
 def test_another_data_set_is_unknown_to_every_model(digits_run):
     """The other digits stand for a foreign set: as a scenario, and after the last experience too."""
-    rows = digits_run.open_set(foreign="split_digits", final_only=True).data[0]["rows"]
+    rows = clframe.audit("open-set", digits_run, foreign="split_digits", final_only=True).data[0]["rows"]
     assert [(r["after"], r["unknown"], r["unknown_samples"]) for r in rows] == [(3, "split_digits", 359)]
     whole = clframe.audit("open_set", digits_run.path, foreign="digits").data[0]
     last = [r for r in whole["rows"] if r["unknown"] == "digits"]
@@ -91,7 +91,7 @@ def test_foreign_images_are_brought_to_shape(digits_run, tmp_path):
                 tmp_path / "shades" / split / name / "a.png"
             )
     with pytest.raises(DataError, match="channels to join"):
-        digits_run.open_set(foreign=str(tmp_path / "shades"))
+        clframe.audit("open-set", digits_run, foreign=str(tmp_path / "shades"))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_bad_input(digits_run, options, words):
 def test_streams_without_a_new_class_are_refused(train):
     ids = train({"name": "split_digits", "classes": 4, "experiences": 2, "setting": "task"}, "finetune", epochs=1)
     with pytest.raises(ConfigurationError, match="on a stream that gives task ids"):
-        ids.open_set()
+        clframe.audit("open-set", ids)
     numbers = train({"name": "sandbox", "experiences": 2, "train_samples": 20}, "finetune", epochs=1)
     with pytest.raises(ConfigurationError, match="on a stream that has no classes"):
-        numbers.open_set()
+        clframe.audit("open-set", numbers)

@@ -21,8 +21,8 @@ def test_the_diagram_belongs_to_the_metric(digits_run, head):
 
 
 def test_the_plot_shows_it(digits_run):
-    upper, _ = digits_run.plot_reliability().axes
-    assert upper.get_legend().get_title().get_text() == f"ECE {100 * digits_run.reliability().error:.2f} %"
+    (legend,) = digits_run.plot_reliability().legends
+    assert legend.get_title().get_text() == f"calibration error {100 * digits_run.reliability().error:.2f} %"
 
 
 def test_what_was_not_evaluated_is_named(digits_run):

@@ -26,7 +26,7 @@ def predicted_right(run, table, ids, names):
 @pytest.mark.parametrize("what", ["classes", "samples"])
 def test_accuracies_and_gaps_are_those_of_predict(unlearned, what):
     run, reference = unlearned(what=what), unlearned(what=what, retrain=True)
-    found = run.unlearning([reference]).data[0]
+    found = clframe.audit("unlearning", run, references=[reference]).data[0]
     stream = clframe.open_scenario(run.config["scenario"])
     event = stream.experiences[-1]
     seen = torch.cat([e.train for e in stream.experiences[:-1]])
@@ -53,7 +53,7 @@ def test_accuracies_and_gaps_are_those_of_predict(unlearned, what):
 
 def test_nothing_to_forget_is_left_in_memory(unlearned):
     run = unlearned(what="classes")
-    values = run.unlearning().data[0]["events"][0]
+    values = clframe.audit("unlearning", run).data[0]["events"][0]
     assert values["exemplars_left"] == 0
     before = AuditedRun(run.directory).model(3)
     forget = clframe.open_scenario(run.config["scenario"]).experiences[-1].forget
@@ -62,8 +62,8 @@ def test_nothing_to_forget_is_left_in_memory(unlearned):
 
 def lesson_of(run, limit):
     audited = AuditedRun(run.directory)
-    forget, config = audited.stream.experiences[-1].forget, audited.config
-    return audited, Lesson(audited.stream.train, forget, config.recipe, config.options.batch_size, limit, 10**6)
+    forget, setup = audited.stream.experiences[-1].forget, audited.setup
+    return audited, Lesson(setup.stream.train, forget, setup.recipe, setup.batch_size, limit, 10**6)
 
 
 def test_relearning_is_plain_training(unlearned):
@@ -73,7 +73,7 @@ def test_relearning_is_plain_training(unlearned):
     labels = audited.stream.train.targets[lesson.ids]
     network = copy.deepcopy(run.model)
     found = lesson.curve(audited.model(4), labels, target=2.0)
-    recipe = audited.config.recipe
+    recipe = audited.setup.recipe
     optimizer = torch.optim.SGD(
         network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
@@ -97,11 +97,11 @@ def test_relearning_is_plain_training(unlearned):
 
 def test_who_never_learnt_it_needs_more_steps(unlearned):
     run, reference = unlearned(what="classes"), unlearned(what="classes", retrain=True)
-    relearn = run.unlearning([reference]).data[0]["relearn"]
+    relearn = clframe.audit("unlearning", run, references=[reference]).data[0]["relearn"]
     assert relearn["steps"] is not None
     assert relearn["reference_steps"][0] is not None
     assert relearn["reference_steps"][0] > relearn["steps"]
-    shorter = run.unlearning([reference], relearn_limit=1, regain=1.0)
+    shorter = clframe.audit("unlearning", run, references=[reference], relearn_limit=1, regain=1.0)
     assert shorter.data[0]["relearn"]["reference_steps"] == [None]
     assert "> 1" in str(shorter)
 
@@ -135,14 +135,14 @@ def test_classes_never_heard_of_have_no_margin(unlearned):
     assert "never heard of these classes" in found["absent"]["forget"]
     assert set(found["sets"]) == {"retain", "test", "test_kept"}
     assert found["sets"]["test"] == found["sets"]["test_kept"]  # the others have no margin
-    alone = runs[0].unlearning().data[0]
+    alone = clframe.audit("unlearning", runs[0]).data[0]
     assert "at least 2 runs and 2 references, received 1 and 0" in alone["klom"]["absent"]["retain"]
     assert alone["gap"] is None
 
 
 def test_without_the_model_from_before_there_is_no_relearning(train):
     scenario = {"name": "unlearning", "classes": 4, "experiences": 2, "retain": "none"}
-    found = train(scenario, "replay", epochs=1, keep_models=False).unlearning()
+    found = clframe.audit("unlearning", train(scenario, "replay", epochs=1, keep_models=False))
     assert found.data[0]["events"][0]["before"] is None
     assert found.data[0]["relearn"]["steps"] is None
     assert "Relearning needs the model from before the event" in str(found)
@@ -153,16 +153,16 @@ def test_without_the_model_from_before_there_is_no_relearning(train):
 def test_bad_input(unlearned, digits_run, train):
     run, reference = unlearned(what="classes"), unlearned(what="classes", retrain=True)
     with pytest.raises(ConfigurationError, match="is on split_digits, which doesn't: run the scenario unlearning"):
-        digits_run.unlearning()
+        clframe.audit("unlearning", digits_run)
     with pytest.raises(ConfigurationError, match="give it as --reference of a run that did"):
-        reference.unlearning()
+        clframe.audit("unlearning", reference)
     with pytest.raises(ConfigurationError, match=r"not on such a stream.*--scenario\.retrain true"):
-        run.unlearning([unlearned(what="classes", seed=1)])
+        clframe.audit("unlearning", run, references=[unlearned(what="classes", seed=1)])
     with pytest.raises(ConfigurationError, match=r"differs from .* in scenario\.what"):
-        run.unlearning([unlearned(what="samples", retrain=True)])
+        clframe.audit("unlearning", run, references=[unlearned(what="samples", retrain=True)])
     with pytest.raises(ConfigurationError, match="need the very same stream"):
         clframe.audit("unlearning", [run, unlearned(what="samples")])
     with pytest.raises(ConfigurationError, match=r"audit unlearning\.regain: expected float > 0 and ≤ 1"):
-        run.unlearning(regain=1.5)
+        clframe.audit("unlearning", run, regain=1.5)
     with pytest.raises(RunDirectoryError, match="found no config"):
         clframe.audit("unlearning", run.path.with_name("none"))

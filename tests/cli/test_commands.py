@@ -73,7 +73,10 @@ def test_no_argument_shows_the_help(cli: Cli) -> None:
         (["zzz"], "There is no command 'zzz'. There are: run, resume,"),
         (["list", "--jsn"], "There is no option --jsn. Did you mean '--json'? See `clframe list --help`."),
         (["resume"], "The following arguments are required: DIR. See `clframe resume --help`."),
-        (["list", "strategi"], "Expected one of strategies, scenarios, backbones, metrics, received 'strategi'."),
+        (
+            ["list", "strategi"],
+            "Expected one of strategies, scenarios, backbones, trackers, metrics, received 'strategi'.",
+        ),
         (["compare", "x", "--format", "pdf"], "Argument --format: invalid choice: 'pdf'"),
         (["sweep", "x.yaml", "--processes", "two"], "Argument --processes: invalid int value: 'two'."),
         (["--verison"], "There is no option --verison. Did you mean '--version'?"),
@@ -159,7 +162,7 @@ def test_a_dry_run_shows_stream_phases_steps_and_memory_and_writes_nothing(
 ) -> None:
     said = cli("run", "--dry-run", "--strategy", "replay", *mini)
     assert said.code == 0
-    for part in ("experience", "phase", "optimiser steps in all", "memory: model", "exemplars", "memory_size: 200"):
+    for part in ("experience", "phase", "optimiser steps in all", "memory: deployed", "exemplars", "memory_size: 200"):
         assert part in said.out
     assert tree(tmp_path) == {}
 
@@ -257,7 +260,7 @@ def test_metrics_are_those_of_the_result(cli: Cli, finished: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "mark"), [("text", "──"), ("markdown", "|---"), ("latex", "\\toprule"), ("csv", ","), ("html", "<table>")]
+    ("form", "mark"), [("text", "──"), ("markdown", "|---"), ("latex", "\\toprule"), ("csv", ","), ("html", "<table")]
 )
 def test_compare_in_every_form(cli: Cli, finished: Path, form: str, mark: str) -> None:
     said = cli("compare", str(finished), "--format", form)
@@ -278,7 +281,7 @@ def test_compare_as_json_has_the_unrounded_numbers(cli: Cli, finished: Path) -> 
 
 def test_list_and_data_as_json(cli: Cli) -> None:
     rows = json.loads(cli("list", "--json").out)
-    assert {r["kind"] for r in rows} == {"strategy", "scenario", "backbone", "metric"}
+    assert {r["kind"] for r in rows} == {"strategy", "scenario", "backbone", "tracker", "metric"}
     sets = {r["name"]: r for r in json.loads(cli("data", "--json").out)}
     assert "digits" in sets
     assert all(r["how"] for r in sets.values() if r["found"] is None)

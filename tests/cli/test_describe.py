@@ -168,7 +168,7 @@ def test_a_name_in_two_kinds_asks_for_the_kind(monkeypatch: pytest.MonkeyPatch) 
         (("metric", "final_acuracy"), "There is no metric named 'final_acuracy'. Did you mean 'final_accuracy'?"),
         (
             ("stratgy", "replay"),
-            "Expected a kind (strategy, scenario, backbone, metric), received 'stratgy'. Did you mean 'strategy'?",
+            "Expected a kind (strategy, scenario, backbone, tracker, metric), received 'stratgy'. Did you mean 'strategy'?",
         ),
         (("a", "b", "c"), "Expected a kind and a name, as in `describe strategy replay`, received 'a b c'."),
     ],

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from clframe import registry
+from clframe.metrics import CATALOGUE
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -32,9 +35,14 @@ NEEDY = [b for b in BLOCKS if b.needs]
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A reader's own folder, with nothing of the checkout in sight and data found only where a system has it."""
+    """A reader's own folder, with nothing of the checkout in sight and data found only where a system has it.
+
+    What a page registers is forgotten after it.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(CATALOGUE, "_joined", {})
     monkeypatch.delenv("CLFRAME_DATA", raising=False)
     return tmp_path
 

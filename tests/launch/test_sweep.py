@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import clframe
+from clframe.api import sweep
 from clframe.cli import main
 from clframe.config import resolve
 from clframe.errors import ConfigurationError, DataError
-from clframe.launch import sweep as module
-from clframe.launch.sweep import Sweep, SweepRun, sweep
+from clframe.launch.executors import local
+from clframe.launch.sweep import Sweep, SweepRun
+from clframe.strategies.finetune import Finetune
+from clframe.tracking.rundir import run_name
 from clframe.training.trainer import Stopped
 from tests.fakes import hear_interrupts
 
@@ -72,13 +75,24 @@ def test_every_combination_once_with_seeds_fastest() -> None:
     assert chosen == [(s, [8] if h == [400, 400] else h, lr, seed) for s, h, lr, seed in expected]
     assert all(r.record["batch_size"] == 16 for r in made.runs)
     assert len({r.directory for r in made.runs}) == len(made.runs)
-    assert made.processes == 3
+    assert made.plan.processes == 3
 
 
 def test_a_plan_without_axes_is_one_run() -> None:
     (run,) = Sweep.from_plan(plan()).runs
     assert run.record == resolve(BASE).record
     assert re.fullmatch(r"out/split_digits-finetune-0-[0-9a-f]{8}", str(run.directory))
+
+
+def test_configurations_of_ones_own_are_done_in_their_own_directories(tmp_path: Path) -> None:
+    records = [resolve({**BASE, "seed": seed, "epochs": seed + 1}).record for seed in (0, 1)]
+    made = Sweep.of_configs(records, tmp_path / "own", 1)
+    assert [r.directory for r in made.runs] == [tmp_path / "own" / run_name(r) for r in records]
+    assert [r.record for r in made.runs] == records
+    assert made.run() == 0
+    stamps = [(r.directory / "result.json").stat().st_mtime_ns for r in made.runs]
+    assert Sweep.of_configs(records, tmp_path / "own", 1).run() == 0
+    assert [(r.directory / "result.json").stat().st_mtime_ns for r in made.runs] == stamps
 
 
 def test_a_run_that_stands_twice_is_done_once() -> None:
@@ -100,6 +114,15 @@ def test_the_plan_is_left_as_it_was() -> None:
             "out must be given: the folder for the runs.", "seeds: expected a list of at least one, received 3: write [3]."]),
         ({"grid": {"seed": 3}, "processes": 0}, [
             "grid.seed: expected a list of values, received 3: write [3].", "processes: expected int ≥ 1, received 0."]),
+        ({"threads": 0, "executor": "slrum"}, [
+            "threads: expected int ≥ 1, received 0.",
+            "executor: expected one of local, slurm, print, received 'slrum'. Did you mean 'slurm'?"]),
+        ({"executor": {"name": "slurm", "partion": "gpu", "minutes": 0}}, [
+            "executor.partion is not an option of Slurm. Did you mean 'partition'?",
+            "executor.minutes: expected int ≥ 2 minutes, received 0."]),
+        ({"executor": {"partition": "gpu"}}, [
+            "executor: expected one of local, slurm, print, received {'partition': 'gpu'}."]),
+        ({"executor": 3}, ["executor: expected one of local, slurm, print, received 3."]),
         ({"base": [1]}, ["base: expected a mapping, received [1]: write it as name: value."]),
         (
             {"strategies": ["ewc", "replai", {"name": "replay", "memory_sise": 3}], "seeds": [0, 1]},
@@ -124,7 +147,7 @@ def test_all_problems_of_a_plan_at_once(bad: dict[str, Any], said: list[str]) ->
 def test_what_only_the_data_shows_is_found_before_the_first_run_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_start", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(local, "_start", lambda *_: pytest.fail("a run was started"))
     scenarios = [{"name": "split_digits", "experiences": 3}, {"name": "split_digits", "experiences": 4}]
     with pytest.raises(ConfigurationError) as caught:
         sweep({"out": "out", "scenarios": scenarios, "seeds": [0, 1]})
@@ -134,6 +157,64 @@ def test_what_only_the_data_shows_is_found_before_the_first_run_starts(
     with pytest.raises(DataError):
         sweep({"out": "out", "scenarios": ["split_svhn"]})
     assert list(tmp_path.iterdir()) == []
+
+
+# -- plans in Python -------------------------------------------------------------------------------------------------------
+
+
+def test_a_python_file_gives_a_plan_or_a_function_and_its_own_classes_can_be_used(tmp_path: Path) -> None:
+    text = f"""
+from clframe.strategies.ewc import EWC
+from clframe.strategies.finetune import Finetune
+
+class Mine(Finetune):
+    pass
+
+def plan():
+    return {{"out": "out", "base": {BASE!r}, "strategies": ("finetune", EWC(strength=3.0), Mine()), "seeds": range(5, 6)}}
+"""
+    (tmp_path / "plan.py").write_text(text)
+    plain, ewc, mine = Sweep.read("plan.py").runs
+    assert plain.record["strategy"]["name"] == "finetune"
+    assert (ewc.record["strategy"]["name"], ewc.record["strategy"]["strength"]) == ("ewc", 3.0)
+    assert mine.record["strategy"]["name"] == f"{tmp_path / 'plan.py'}:Mine"
+    assert [r.record["seed"] for r in (plain, ewc, mine)] == [5, 5, 5]
+    (tmp_path / "mapping.py").write_text(text + "plan = {**plan(), 'strategies': [Mine()]}\n")
+    (mine,) = clframe.sweep("mapping.py").runs
+    assert mine.state == "finished"
+    assert sorted(p.name for p in (mine.directory / "source").iterdir()) == ["mapping.py"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "a.py has nothing named 'plan'."),
+        ("plan = [1]", "Expected plan in a.py to be a mapping of a sweep's options, or a function that returns one, received list."),
+        ("def plan(): raise OSError('no data')", "The function plan of a.py failed (OSError: no data): correct it there."),
+        ("def plan(", "Importing a.py failed (SyntaxError: "),
+    ],
+)  # fmt: skip
+def test_a_python_file_without_a_plan_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.py").write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        Sweep.read("a.py")
+    assert str(caught.value).startswith(said)
+    with pytest.raises(ConfigurationError, match=r"There is no file none\.py"):
+        Sweep.read("none.py")
+
+
+def test_an_object_that_no_other_process_finds_is_refused() -> None:
+    class Hidden(Finetune):
+        pass
+
+    for axis, given, name in (("strategies", Hidden(), "Hidden"), ("backbones", torch.nn.Linear(64, 4), "Linear")):
+        with pytest.raises(ConfigurationError) as caught:
+            Sweep.from_plan(plan(**{axis: [given]}))
+        assert re.fullmatch(
+            rf"The \w+ '.*{name}' of a sweep must be known by name to the processes that do its runs: put its class into a "
+            r"file, and give it as path/to/file.py:Name.",
+            str(caught.value),
+        )
 
 
 # -- states ----------------------------------------------------------------------------------------------------------------
@@ -195,30 +276,36 @@ def test_from_the_command_line_finished_runs_are_skipped_unfinished_resumed_and_
     assert sum("failed: Weights became" in line and str(bad.log.name)[:20] in line for line in lines) == 2
     assert "\x1b" not in said.out + said.err
     assert sorted(p.name for p in Path("out").iterdir()) == sorted(
-        [done.name, half.name, bad.name, worse.name, bad.log.name, worse.log.name]
+        [
+            done.name,
+            half.name,
+            bad.name,
+            worse.name,
+            bad.log.name,
+            worse.log.name,
+            ".sweep",
+            "comparison.md",
+            "report.html",
+        ]
     )
+    table = clframe.compare([done.directory, half.directory])
+    assert Path("out/comparison.md").read_text().strip() == table.render("markdown").strip()
+    assert str(table) in said.out
 
 
-def test_from_python_threads_are_shared_and_a_success_takes_the_old_log_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[dict[str, str]] = []
-    real = subprocess.Popen
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        if "clframe" in args[0]:
-            started.append(dict(kwargs["env"]))
-        return real(*args, **kwargs)
-
+def test_from_python_a_success_takes_the_old_log_away_and_what_is_done_is_not_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (run,) = Sweep.from_plan(plan()).runs
     run.log.parent.mkdir()
     run.log.write_text("clframe: of yesterday\n")
     assert run.state == "failed"
-    monkeypatch.setattr(subprocess, "Popen", watched)
-    made = sweep(plan(), processes=1)
+    made = clframe.sweep(plan(), processes=1)
     assert [r.state for r in made.runs] == ["finished"]
     assert not run.log.exists()
-    assert [e["OMP_NUM_THREADS"] for e in started] == [str(len(os.sched_getaffinity(0)))]
+    assert Path("out/comparison.md").is_file()
+    monkeypatch.setattr(local, "_start", lambda *_: pytest.fail("nothing was left to do"))
     assert made.run(99) == 0
-    assert len(started) == 1, "nothing was left to do"
     with pytest.raises(ConfigurationError, match="processes: expected int ≥ 1, received 0"):
         made.run(0)
 

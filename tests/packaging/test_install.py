@@ -5,30 +5,16 @@ from __future__ import annotations
 import configparser
 import importlib
 import importlib.util
-import os
 import shutil
-import subprocess
 import sys
-import sysconfig
-import venv
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.packaging.environments import ROOT, Environment, install, make_environment, need_pip, run
+
 IMPORTED = ("clframe", "clframe.scenarios.split", "clframe.strategies.replay", "clframe.data", "clframe.metrics")
-
-
-def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Run a command without the surrounding environment's Python settings; fail with its own words."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_"))}
-    done = subprocess.run(
-        [str(c) for c in command], cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -43,52 +29,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@dataclass
-class Environment:
-    """A virtual environment that holds clframe alone and borrows everything else from the running interpreter."""
-
-    python: Path
-    home: Path
-    kind: str
-
-
-def make_environment(home: Path, kind: str) -> Environment:
-    venv.EnvBuilder(with_pip=False, symlinks=True).create(home)
-    return Environment(home / "bin" / "python", home, kind)
-
-
-def borrow(environment: Environment, *names: str, folder: Path) -> None:
-    """Let the environment see some packages of the running interpreter, or all of them when none is named.
-
-    A path file adds the folder at the end and runs none of the path files in it, so the clframe that the running
-    interpreter may have installed in editable mode stays out of sight.
-    """
-    installed = Path(sysconfig.get_path("purelib"))
-    seen = installed
-    if names:
-        folder.mkdir()
-        seen = folder
-        for name in names:
-            for found in [*installed.glob(name), *installed.glob(f"{name}-*.dist-info")]:
-                (folder / found.name).symlink_to(found)
-    target = next(environment.home.glob("lib/python*/site-packages"))
-    (target / "zz-borrowed.pth").write_text(f"{seen}\n")
-
-
-def install(environment: Environment, checkout: Path, *options: str, scratch: Path) -> None:
-    """Install by the running interpreter's pip; setuptools is the only thing that the build may see."""
-    borrow(environment, "setuptools", "_distutils_hack", folder=scratch)
-    options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation", *options)
-    run(sys.executable, "-m", "pip", "--python", environment.python, "install", *options, cwd=checkout)
-    borrow(environment, folder=scratch)
-
-
 @pytest.fixture(scope="module", params=["plain", "editable"])
 def environment(
     request: pytest.FixtureRequest, checkout: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Environment:
-    if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
-        pytest.skip("needs pip and setuptools in the environment of the tests: install the extra `dev`")
+    need_pip()
     folder = tmp_path_factory.mktemp(request.param)
     made = make_environment(folder / "venv", request.param)
     source = (".",) if request.param == "plain" else ("--editable", ".")
@@ -143,7 +88,8 @@ def source_files(root: Path) -> set[str]:
     found = {f"clframe/{p.relative_to(root / 'clframe')}" for p in (root / "clframe").rglob("*.py")}
     for folder in ("scenarios", "strategies"):
         found |= {f"clframe/{folder}/{p.relative_to(root / folder)}" for p in (root / folder).rglob("*.py")}
-    return found | {"clframe/py.typed", "clframe/scenarios/imagenet100.txt"}
+    page = {f"clframe/report/page.{ending}" for ending in ("html", "css", "js")}
+    return found | {"clframe/py.typed", "clframe/scenarios/imagenet100.txt"} | page
 
 
 def test_package_list_is_complete() -> None:

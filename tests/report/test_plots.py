@@ -22,9 +22,9 @@ def test_matrix_writes_known_cells_and_leaves_others_blank():
         ((0, 1), "0.42"),
         ((1, 1), "0.73"),
     }
-    shown = axes.images[0].get_array()
+    shown = axes.collections[0].get_array()
     np.testing.assert_array_equal(shown.mask, [[False, True], [False, False]])
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("task", "after experience")
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("task", "after experience")
     assert [t.get_text() for t in axes.get_yticklabels()] == ["1", "2"]
     assert to_png(figure).startswith(b"\x89PNG")
 
@@ -40,7 +40,7 @@ def test_matrix_with_a_row_before_training_and_many_tasks():
 
 
 def test_unlimited_colours_of_other_scores():
-    image = plot_matrix([[np.nan, np.nan], [7.0, 9.0]], limits=None).axes[0].images[0]
+    image = plot_matrix([[np.nan, np.nan], [7.0, 9.0]], limits=None).axes[0].collections[0]
     assert image.get_clim() == (7.0, 9.0)
     assert to_png(plot_matrix([[np.nan], [np.nan]], limits=None)).startswith(b"\x89PNG")
 
@@ -54,7 +54,9 @@ def test_curve_draws_mean_and_band():
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((0.5 - np.sqrt(0.02), 0.7 + np.sqrt(0.02)))
-    assert [t.get_text().strip() for t in axes.get_legend().get_texts()] == ["replay (n = 2)", r"_\$x\$ (n = 1)"]
+    (legend,) = figure.legends
+    assert [t.get_text().strip() for t in legend.get_texts()] == ["replay (n = 2)", r"_\$x\$ (n = 1)"]
+    assert legend.get_title().get_text() == "mean ± standard deviation over n seeds"
     assert axes.get_xlabel() == "after experience"
     assert to_png(figure).startswith(b"\x89PNG")
 
@@ -75,7 +77,9 @@ def test_reliability_draws_filled_bins_their_confidence_and_the_samples():
     (lines,) = upper.collections
     np.testing.assert_allclose(lines.get_segments(), [[(0.6, 0.75), (0.8, 0.75)], [(0.8, 0.95), (1.0, 0.95)]])
     assert [b.get_height() for b in lower.patches] == [2, 3]
-    assert upper.get_legend().get_title().get_text() == f"ECE {100 * diagram.error:.2f} %"
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == f"calibration error {100 * diagram.error:.2f} %"
+    assert [text.get_text() for text in legend.get_texts()] == ["accuracy", "mean confidence", "calibrated"]
     assert to_png(figure).startswith(b"\x89PNG")
     with pytest.raises(ConfigurationError, match="needs samples"):
         plot_reliability(reliability([], []))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from clframe.data import DataRoot
-from clframe.report.plots import to_png
 from clframe.report.stream_plot import plot_stream, stream_counts
+from clframe.report.style import to_png
 from clframe.scenarios.split import SplitDigits
 from clframe.testing.streams import synthetic_stream
 

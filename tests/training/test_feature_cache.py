@@ -287,6 +287,7 @@ def trainer_of(strategy, backbone, stream=None, **options) -> Trainer:
     stream = synthetic_stream(test_per_class=4) if stream is None else stream
     chosen = {
         "device": "cpu",
+        "measure": "none",  # which sends samples of its own through the network
         "precision": "fp32",
         "batch_size": 4,
         "eval_batch_size": 8,

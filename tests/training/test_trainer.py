@@ -87,7 +87,8 @@ class Diary(Strategy):
 
 
 def test_hooks_are_called_in_the_order_that_the_contract_states() -> None:
-    trainer = run(Diary(), {**TWO, "train_per_class": 4, "pool_per_class": 1, "query_budget": 2})
+    stream = {**TWO, "train_per_class": 4, "pool_per_class": 1, "query_budget": 2}
+    trainer = run(Diary(), stream, measure="none")
     steps = ["loss", "backward", "step"] * 3  # 8 samples and 2 bought ones, 4 at a time
     one = ["phases", "start a", "epoch a0", *steps, "epoch a1", *steps, "end a", "start b", "epoch b0", *steps, "end b"]
     expected = ["check", "setup"]
@@ -368,5 +369,6 @@ def test_memory_bytes_count_the_exemplars() -> None:
     trainer = run(Replay(epochs=1, memory_size=8), TWO)
     found = memory_bytes(trainer)
     assert found["exemplars"] == 8 * (8 * 8 + 8)
-    assert found["model"] == 4 * sum(p.numel() for p in trainer.strategy.network.parameters())
+    network = trainer.strategy.network
+    assert found["deployed"] == sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
     assert TinyBackbone().width == 4

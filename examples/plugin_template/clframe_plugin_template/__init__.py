@@ -1,0 +1,1 @@
+"""Plugins for clframe: a strategy, a scenario, a metric and a tracker."""
