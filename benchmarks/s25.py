@@ -79,7 +79,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     # without exemplars; nothing is tuned on this protocol
     "lwf": {"strategy": {"name": "lwf", "strength": 3.0}},  # PyCIL's λ; its softmax over the new classes
-    "ewc": {"strategy": {"name": "ewc"}},
+    "ewc": {"strategy": {"name": "ewc", "fisher": "batch", "strength": 1000.0, "fisher_max": 1e-4}},  # PyCIL's values
     "si": {"strategy": {"name": "si"}},
     "mas": {"strategy": {"name": "mas"}},
     "l2_anchor": {"strategy": {"name": "l2_anchor"}},

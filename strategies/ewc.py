@@ -32,6 +32,8 @@ class EWC(Strategy):
         the same loss and gradient to rounding, at the cost of one penalty however many experiences passed.
         `fisher=batch` squares the gradient of a batch's mean loss, as much public code does: smaller by up to the batch
         size, so that a λ tuned for one form means nothing for the other; the form is part of the run's record.
+        `fisher_max` bounds the information, as public code does too (PyCIL: 1e-4 with λ = 1000): a few weights with large
+        information would make plain gradient descent diverge.
         Labels are the data's, not drawn from the model. Classifier rows added later are not held back.
     """
 
@@ -52,6 +54,11 @@ class EWC(Strategy):
         ge=1,
         unit="samples",
         help="Samples of an experience used for the Fisher information; none means all.",
+    )
+    fisher_max: float | None = field(
+        default=None,
+        gt=0,
+        help="Largest information of a weight and experience; none: any. Steps diverge where lr · λ · F is above 2.",
     )
 
     def setup(self) -> None:
@@ -98,7 +105,8 @@ class EWC(Strategy):
         Eval mode, no augmentation, and the classes of the softmax that training used.
         """
         squares = self._squared_batch_gradient if self.fisher == "batch" else self._squared_sample_gradients
-        return mean_over_samples(self, experience, self.fisher_samples, "fisher", squares)
+        found = mean_over_samples(self, experience, self.fisher_samples, "fisher", squares)
+        return found if self.fisher_max is None else {n: f.clamp(max=self.fisher_max) for n, f in found.items()}
 
     def _squared_batch_gradient(
         self, batch: Batch, parameters: dict[str, nn.Parameter]

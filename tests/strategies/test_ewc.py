@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import clframe
 from clframe.models.resnet import ResNet8
 from clframe.strategies.ewc import EWC
 from clframe.strategies.finetune import Finetune
@@ -267,3 +268,24 @@ def test_frozen_parameters_are_not_measured(make):
     trial.strategy.network.branches.requires_grad_(False)
     found = trial.strategy.measure_fisher(trial.stream.experiences[2])
     assert set(found) == {"heads.classifier.weight", "heads.classifier.bias"}
+
+
+def test_a_bound_caps_the_information_and_leaves_the_rest(make):
+    trial = make(EWC()).run()
+    free = trial.strategy.measure_fisher(trial.stream.experiences[2])
+    bound = float(torch.cat([f.flatten() for f in free.values()]).quantile(0.9))
+    trial.strategy.fisher_max = bound
+    capped = trial.strategy.measure_fisher(trial.stream.experiences[2])
+    torch.testing.assert_close(capped, {n: f.clamp(max=bound) for n, f in free.items()})
+    assert any((f > bound).any() for f in free.values())
+
+
+def test_a_bound_keeps_steps_that_would_diverge(make):
+    def last(bound: float | None) -> float:
+        trial = make(EWC(strength=1e4, fisher_max=bound), optimizer={"lr": 0.1, "momentum": 0.0})
+        trial.run()
+        return float(flat(trial.strategy.network).abs().max())
+
+    assert last(1e-4) < 10, "lr · λ · F is at most 0.1 per experience"
+    with pytest.raises(clframe.errors.TrainingError, match=r"became (nan|inf)"):
+        last(None)
