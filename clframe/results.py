@@ -325,7 +325,9 @@ class Run:
 
     def plot_reliability(self, head: str | None = None, after: int | None = None) -> Figure:
         """Draw accuracy over confidence; see `reliability`."""
-        return plot_reliability(self.reliability(head, after), title=self._title)
+        chosen, kept = self._kept(head)
+        title = f"{self._title}\n{chosen} after experience {max(kept) if after is None else after}"
+        return plot_reliability(self.reliability(chosen, after), title=title)
 
     @property
     def _title(self) -> str:

@@ -102,7 +102,8 @@ class CompatibilityAudit(Audit):
         ]
         if data["references"]:
             notes.append(
-                "Gain is (M[i, j] - M[j, j]) / (M* - M[j, j]) and price M[i, i] - M*, M* of independent models."
+                "Gain is (M[i, j] - M[j, j]) / (M* - M[j, j]), where an independent model improves on the old one, and price "
+                "M[i, i] - M*, M* of independent models."
             )
         return [*tables, Table(head, rows, title="Compatibility", notes=notes)]
 
@@ -120,13 +121,13 @@ def _retrieval_of(run: AuditedRun) -> Retrieval:
         ConfigurationError: Its stream has none.
         RunDirectoryError: It hasn't kept its models.
     """
-    run.all_kept()
     shown = run.stream.retrieval
     if shown is None:
         raise ConfigurationError(
             f"Compatibility is audited on a stream with a gallery and queries, but {run.path} is on "
             f"{run.directory.config['scenario']['name']}: run the scenario compatibility."
         )
+    run.all_kept()
     return shown
 
 
