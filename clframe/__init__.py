@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from clframe.audits import audit
     from clframe.composite import Composite
     from clframe.errors import ClframeError
+    from clframe.launch.equalise import equalise
     from clframe.launch.follow import log
     from clframe.memory import ExemplarMemory
+    from clframe.reference import fresh_reference
     from clframe.registry import register
     from clframe.report.stream_plot import plot_stream
     from clframe.results import Run
@@ -35,6 +37,7 @@ _HOME = {
     "Plan": "api",
     "audit": "audits",
     "compare": "api",
+    "equalise": "launch.equalise",
     "load": "api",
     "log": "launch.follow",
     "open_scenario": "api",
@@ -47,6 +50,7 @@ _HOME = {
     "Composite": "composite",
     "ClframeError": "errors",
     "ExemplarMemory": "memory",
+    "fresh_reference": "reference",
     "register": "registry",
     "Run": "results",
     "Scenario": "scenario",
@@ -87,7 +91,9 @@ __all__ = [
     "__version__",
     "audit",
     "compare",
+    "equalise",
     "field",
+    "fresh_reference",
     "load",
     "log",
     "open_scenario",

@@ -23,7 +23,7 @@ from clframe.tracking.choice import Choice, choices
 from clframe.tracking.environment import environment
 from clframe.tracking.files import write_json, write_text
 from clframe.tracking.progress import Progress
-from clframe.tracking.recorder import RunRecorder
+from clframe.tracking.recorder import RunRecorder, Unwritten
 from clframe.tracking.rundir import RunDirectory, run_name
 from clframe.training.checkpoint import export_weights, read_checkpoint, write_checkpoint
 from clframe.training.context import Setup
@@ -76,7 +76,7 @@ def run(
     with ranks.first_then_others():  # the first one fills the caches
         stream = open_stream(resolved, data_root, download)
     setup = build_setup(resolved, stream, ranks=ranks)
-    trainer = Trainer(setup, _Unwritten())  # refuses what can't be run before the directory is made
+    trainer = Trainer(setup, Unwritten())  # refuses what can't be run before the directory is made
     weights = weights_record(resolved.backbone)
     _warn_of_shared_classes(weights, stream)
     here = {
@@ -124,7 +124,7 @@ def resume(
         with ranks.first_then_others():
             stream = open_stream(resolved, data_root, False)
         check_same_stream(opened, stream)
-        trainer = Trainer(build_setup(resolved, stream, ranks=ranks), _Unwritten())
+        trainer = Trainer(build_setup(resolved, stream, ranks=ranks), Unwritten())
         latest = opened.checkpoints / "latest.pt"
         state = read_checkpoint(latest, trainer.setup.device) if latest.is_file() else None
         ranks.wait()  # all have read it before the first one replaces it
@@ -203,6 +203,9 @@ def pretrain(
 def load(directory: str | Path) -> Run:
     """Open a run directory: its numbers, plots and model, without its data.
 
+    Args:
+        directory: The run directory.
+
     Raises:
         RunDirectoryError: There is no run.
     """
@@ -239,6 +242,7 @@ def sweep(
     data_root: str | Path | None = None,
     processes: int | None = None,
     executor: str | None = None,
+    progress: bool = True,
 ) -> Sweep:
     """Do the runs of a plan that are missing, and return it with the runs' states.
 
@@ -247,13 +251,14 @@ def sweep(
         data_root: Folders to look for data in.
         processes: Runs at a time; None means the plan's.
         executor: `local`, `slurm` or `print`; None means the plan's.
+        progress: Show a table on a terminal, elsewhere a line per run that ended.
 
     Raises:
         ClframeError: Something can't be run, raised before the first run starts; or another sweep uses the folder.
     """
     given = plan if isinstance(plan, Mapping) else read_plan(plan)
     made = Sweep.from_plan(given, data_root, executor)
-    made.run(processes)
+    made.run(processes, progress)
     compare_sweep(made)
     return made
 
@@ -311,11 +316,21 @@ class Plan:
 
 
 def plan(*, data_root: str | Path | None = None, download: bool = False, **config: Any) -> Plan:
-    """Return what a run would do, without training: for `--dry-run`."""
+    """Return what a run would do, without training: for `--dry-run`.
+
+    Args:
+        data_root: Folders to look for data in.
+        download: Whether a missing data set may be fetched.
+        **config: The configuration, as for `run`.
+
+    Raises:
+        ConfigurationError: Something can't be run.
+        DataError: The data is missing or damaged.
+    """
     resolved = resolve(config)
     stream = open_stream(resolved, data_root, download)
     setup = build_setup(resolved, stream, dry=True)
-    trainer = Trainer(setup, _Unwritten())
+    trainer = Trainer(setup, Unwritten())
     phases = plan_phases(trainer)
     return Plan(resolved.record, stream.describe(), phases, memory_bytes(trainer))
 
@@ -371,20 +386,6 @@ def _warn_of_shared_classes(weights: Mapping[str, Any], stream: Any) -> None:
             "what it measures is not new to the network.",
             stacklevel=3,
         )
-
-
-class _Unwritten:
-    """Takes nothing: the recorder of a trainer that has not been given its directory yet."""
-
-    def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Ignore."""
-
-    def predictions(self, split: str, after: int, heads: Mapping[str, Any]) -> dict[str, Any]:
-        """Ignore."""
-        return {}
-
-    def checkpoint(self, state: Mapping[str, Any], keep_as: str | None) -> None:
-        """Ignore."""
 
 
 def setup_of(run_config: RunConfig, data_root: str | Path | None = None) -> Setup:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clframe.composite import Composite, leaves
 from clframe.errors import ContractError
-from clframe.models import Network
+from clframe.models import Network, eval_mode
 from clframe.strategy import Strategy
 from clframe.stream import EvaluationTask, Stream
 from clframe.training.batches import BatchMaker
@@ -69,9 +69,7 @@ def evaluate(
     samples = torch.cat(ids)
     owners = torch.cat([torch.full((len(part),), t.index) for t, part in zip(scored, ids, strict=True)])
     mine, mine_of = ranks.share(samples), ranks.share(owners)
-    modes = [(module, module.training) for module in strategy.network.modules()]
-    strategy.network.eval()
-    try:
+    with eval_mode(strategy.network):
         if features is not None and _predicts_from_features(strategy):
             with ranks.first_then_others():
                 for part in ids:  # task by task, so that the batches are the same after a resume
@@ -80,9 +78,6 @@ def evaluate(
         else:
             scored_batches = _from_images(strategy, stream, maker, mine, mine_of, batch_size)
         columns = ranks.joined(_columns_of(_collect(stream, maker, scored_batches)))
-    finally:
-        for module, mode in modes:
-            module.training = mode
     targets = maker.table.targets[samples]
     labels = targets.numpy() if stream.score == "accuracy" else np.zeros(len(samples))
     fixed = {"sample": samples.numpy(), "task": owners.numpy().astype(np.int32), "target": labels.astype(np.int32)}

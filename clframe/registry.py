@@ -55,6 +55,11 @@ _from_files: dict[str, Path] = {}
 def register(kind: Kind, name: str, made: Any) -> None:
     """Make a class (of metrics: a `Metric`) known under a name in this process, for instance from a notebook.
 
+    Args:
+        kind: `strategy`, `scenario`, `backbone`, `metric` or `tracker`.
+        name: What configurations call it.
+        made: The class, or the metric.
+
     Raises:
         ConfigurationError: The name is taken by something else.
     """

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from clframe.report.tables import Table
     from clframe.strategy import Strategy
 
-__all__ = ["Run", "metrics_of", "predictions_of", "summary_of"]
+__all__ = ["FRESH", "Run", "metrics_of", "predictions_of", "summary_of"]
+
+FRESH = "fresh"
+"""Folder of a run's fresh reference in its directory; see `clframe.reference`."""
 
 
 def predictions_of(
@@ -80,15 +83,33 @@ def metrics_of(directory: RunDirectory, split: str | None = None) -> MetricRepor
         if event["event"] == "evaluation":
             for head, values in event.get("head_norms", {}).items():
                 norms.setdefault(head, {})[int(event["experience"])] = values
-    error = stream["score"] == "squared_error"
     return compute_from_predictions(
         predictions_of(directory, split),
         Tasks.from_dict(stream["tasks"]),
-        score="squared_error" if error else "accuracy",
-        higher_is_better=not error,
+        **_score_of(stream),
+        fresh=_fresh_cube(directory, split),
         head_norms=norms,
         measured=Measured.from_events(events, len(stream["experiences"])),
     )
+
+
+def _score_of(stream: Mapping[str, Any]) -> dict[str, Any]:
+    """What predictions are scored by, as metrics take it."""
+    error = stream["score"] == "squared_error"
+    return {"score": "squared_error" if error else "accuracy", "higher_is_better": not error}
+
+
+def _cube(directory: RunDirectory, kept: Mapping[int, Predictions]) -> AccuracyCube:
+    """The counts of a head's kept predictions."""
+    stream = directory.stream
+    return AccuracyCube.from_predictions(kept, Tasks.from_dict(stream["tasks"]), **_score_of(stream))
+
+
+def _fresh_cube(directory: RunDirectory, split: str | None) -> AccuracyCube | None:
+    """The primary head of the run's fresh reference, where there is a finished one."""
+    reference = RunDirectory(directory.path / FRESH)
+    kept = predictions_of(reference, split) if reference.finished else {}
+    return _cube(reference, next(iter(kept.values()))) if kept else None
 
 
 def result_of(directory: RunDirectory, report: MetricReport, counters: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,14 +248,8 @@ class Run:
             after: As it was after so many experiences; None means now.
         """
         _, kept = self._kept(head, after)
-        stream = self.directory.stream
-        cube = AccuracyCube.from_predictions(
-            kept,
-            Tasks.from_dict(stream["tasks"]),
-            score="squared_error" if stream["score"] == "squared_error" else "accuracy",
-            higher_is_better=stream["score"] != "squared_error",
-        )
-        return cube.matrix(restriction or ("local" if stream["setting"] == "task" else "global"))
+        task_ids = self.directory.stream["setting"] == "task"
+        return _cube(self.directory, kept).matrix(restriction or ("local" if task_ids else "global"))
 
     def _kept(self, head: str | None, until: int | None = None) -> tuple[str, dict[int, Predictions]]:
         """Return the name and the kept predictions of a head, by default the primary one.
@@ -326,7 +341,7 @@ class Run:
     def plot_reliability(self, head: str | None = None, after: int | None = None) -> Figure:
         """Draw accuracy over confidence; see `reliability`."""
         chosen, kept = self._kept(head)
-        title = f"{self._title}\n{chosen} after experience {max(kept) if after is None else after}"
+        title = f"{self._title}: {chosen} after experience {max(kept) if after is None else after}"
         return plot_reliability(self.reliability(chosen, after), title=title)
 
     @property

@@ -9,9 +9,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import api_page
 import command_line_page
 import methods_page
 import recipes_page
+import reproduce_page
 import scenarios_page
 
 from clframe.metrics import CATALOGUE
@@ -71,15 +73,18 @@ def _row(metric: Metric) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    **api_page.pages(),
     "command-line.md": command_line_page.page,
     "metrics.md": metrics_page,
     "methods.md": methods_page.page,
     "recipes.md": recipes_page.page,
+    "reproduce.md": reproduce_page.page,
     "scenarios-list.md": scenarios_page.page,
 }
 """What makes each generated page."""
 
 if __name__ == "__main__":
     for name, page in PAGES.items():
+        (FOLDER / name).parent.mkdir(exist_ok=True)
         (FOLDER / name).write_text(page(), encoding="utf-8")
         print(f"wrote docs/{name}")

@@ -26,7 +26,7 @@ FAMILIES = {
     "Growing networks": ("der", "foster", "pder", "maf_drc"),
     "Classifier stages, behind another method": ("tau_norm", "crt", "lws", "gauss_align"),
     "Pretrained backbones": ("nmc", "slca", "layernorm_tuning"),
-    "Plasticity": ("l2_init", "shrink_perturb", "redo", "continual_backprop"),
+    "Plasticity": ("l2_init", "shrink_perturb", "redo", "continual_backprop", "fresh"),
 }
 """Where the literature puts a method; any other goes by its tags."""
 OTHERS = "Others"

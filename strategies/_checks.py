@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from typing import cast
 
+from clframe.composite import tags_of
 from clframe.errors import ConfigurationError
 from clframe.models import Backbone, MultiHead
 from clframe.strategy import RunContext, Strategy
 
-__all__ = ["refuse_local_softmax", "refuse_multi_head", "refuse_without_channels"]
+__all__ = ["refuse_growing_features", "refuse_local_softmax", "refuse_multi_head", "refuse_without_channels"]
+
+
+def refuse_growing_features(strategy: Strategy, run: RunContext) -> None:
+    """Refuse a network that grows, of whose structure no fresh one can be made.
+
+    Raises:
+        ConfigurationError: A part of the composition adds branches.
+    """
+    if tags_of(run.strategy).grows_features:
+        raise ConfigurationError(
+            f"{type(strategy).__name__} expects a network of the structure that it starts with, received a composition that "
+            "adds branches: leave one of them out."
+        )
 
 
 def refuse_local_softmax(strategy: Strategy, run: RunContext) -> None:

@@ -9,9 +9,8 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from clframe.composite import tags_of
-from clframe.errors import ConfigurationError
-from clframe.models import Backbone, LinearHead, MultiHead
+from clframe.models import Backbone, LinearHead, MultiHead, eval_mode
+from clframe.strategies._checks import refuse_growing_features
 from clframe.strategy import ANY_SCORE, RunContext, Strategy, Tags
 
 __all__ = ["RecyclingStrategy", "Units"]
@@ -47,11 +46,7 @@ class RecyclingStrategy(Strategy):
 
     def check(self, run: RunContext) -> None:
         """Refuse a network that grows, of whose structure no fresh one can be made."""
-        if tags_of(run.strategy).grows_features:
-            raise ConfigurationError(
-                f"{type(self).__name__} expects a network of the structure that it starts with, received a composition that "
-                "adds branches: leave one of them out."
-            )
+        refuse_growing_features(self, run)
 
     @property
     def backbone(self) -> Backbone:
@@ -91,13 +86,10 @@ class RecyclingStrategy(Strategy):
                     found[name] = inputs[0]
 
                 hooks.append(set_.readers[0].register_forward_pre_hook(keep))
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
         try:
-            features = network.features(x)
+            with eval_mode(network):
+                features = network.features(x)
         finally:
-            for module, mode in modes:  # one by one: a phase may keep some modules in eval mode
-                module.training = mode
             for hook in hooks:
                 hook.remove()
         return {name: found[name] if set_.readers else features for name, set_ in units.items()}

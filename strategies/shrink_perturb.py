@@ -9,10 +9,9 @@ from typing import ClassVar, cast
 import torch
 from torch import nn
 
-from clframe.composite import tags_of
-from clframe.errors import ConfigurationError
 from clframe.models import Head
 from clframe.spec import field
+from clframe.strategies._checks import refuse_growing_features
 from clframe.strategy import ANY_SCORE, RunContext, Strategy, Tags
 from clframe.stream import Experience
 
@@ -46,11 +45,7 @@ class ShrinkPerturb(Strategy):
 
     def check(self, run: RunContext) -> None:
         """Refuse a network that grows, of whose structure no fresh one can be made."""
-        if tags_of(run.strategy).grows_features:
-            raise ConfigurationError(
-                f"{type(self).__name__} expects a network of the structure that it starts with, received a composition that "
-                "adds branches: leave one of them out."
-            )
+        refuse_growing_features(self, run)
 
     def before_experience(self, experience: Experience) -> None:
         """Shrink and perturb what is there, then grow the classifier."""

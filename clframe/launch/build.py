@@ -305,6 +305,7 @@ def stream_record(stream: Stream) -> dict[str, Any]:
         "name": stream.name,
         "setting": stream.setting,
         "score": stream.score,
+        "online": stream.online,
         "fingerprint": stream.fingerprint,
         "data_fingerprint": stream.data_fingerprint,
         "shape": list(stream.shape),

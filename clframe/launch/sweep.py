@@ -20,6 +20,7 @@ from clframe.report import Cell, Column, Table
 from clframe.stream import Stream
 from clframe.tracking.choice import plain
 from clframe.tracking.lock import lock_folder
+from clframe.tracking.recorder import Unwritten
 from clframe.tracking.rundir import run_name
 
 __all__ = ["Sweep", "SweepRun"]
@@ -228,7 +229,7 @@ class Sweep:
         if checker.found:
             raise type(next(iter(checker.found.values())))("\n".join(checker.found))
 
-    def run(self, processes: int | None = None) -> int:
+    def run(self, processes: int | None = None, progress: bool = True) -> int:
         """Do what is missing and return how many runs, trials and searches failed.
 
         Finished runs are skipped and unfinished ones resumed. A failed run doesn't stop the rest; what it said is kept
@@ -236,6 +237,7 @@ class Sweep:
 
         Args:
             processes: Runs at a time; None means the plan's.
+            progress: Show a table on a terminal, elsewhere a line per run that ended.
 
         Raises:
             ClframeError: A run can't be done, raised before the first one starts; or another sweep uses the folder.
@@ -249,10 +251,11 @@ class Sweep:
         self.plan.executor.check(self._work([], count))
         self.check()
         with self._locked():
-            failed = self._do_searches(count)
-            return failed + len(self._do([run for run in self.runs if run.state != "finished"], count, ""))
+            failed = self._do_searches(count, progress)
+            missing = [run for run in self.runs if run.state != "finished"]
+            return failed + len(self._do(missing, count, "", progress))
 
-    def _do_searches(self, count: int | None) -> int:
+    def _do_searches(self, count: int | None, progress: bool) -> int:
         """Do the trials of all searches, round by round; a search whose trial broke waits for the next start."""
         broken: set[Path] = set()
         while todo := self._trials(broken):
@@ -261,7 +264,7 @@ class Sweep:
                     "A search reads the scores of its trials as they come, so an executor that only writes commands can't do "
                     "it: do the search with executor local or slurm first."
                 )
-            broken |= {run.directory for run in self._do(todo, count, "search ") if not run.diverged}
+            broken |= {run.directory for run in self._do(todo, count, "search ", progress) if not run.diverged}
             for search in self.searches:
                 search.keep()
         for search in self.searches:
@@ -273,7 +276,7 @@ class Sweep:
         todo = [run for search in self.searches for run in search.advance() if run.directory not in broken]
         return list({run.directory: run for run in todo}.values())
 
-    def _do(self, runs: Sequence[SweepRun], count: int | None, stage: str) -> list[SweepRun]:
+    def _do(self, runs: Sequence[SweepRun], count: int | None, stage: str, progress: bool) -> list[SweepRun]:
         """Do some runs and return those that failed."""
         if not runs:
             return []
@@ -281,11 +284,13 @@ class Sweep:
         work.prepare()
         failed = []
         try:
-            with SweepProgress(runs, stage) as progress, contextlib.closing(self.plan.executor.run(work)) as updates:
+            shown = SweepProgress(runs, stage) if progress else contextlib.nullcontext()
+            with shown as watching, contextlib.closing(self.plan.executor.run(work)) as updates:
                 for update in updates:
                     if update is not None and update.state == "failed":
                         failed.append(update.run)
-                    progress.show(update)
+                    if watching is not None:
+                        watching.show(update)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self.plan.executor.interrupted(work)) from None
         return failed
@@ -346,20 +351,6 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-class _Silent:
-    """Takes what a trainer that never trains would say."""
-
-    def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Ignore."""
-
-    def predictions(self, split: str, after: int, heads: Mapping[str, Any]) -> dict[str, Any]:
-        """Ignore."""
-        return {}
-
-    def checkpoint(self, state: Mapping[str, Any], keep_as: str | None) -> None:
-        """Ignore."""
-
-
 class _Checker:
     """Makes everything of runs but their directories; a stream that several runs share is made once."""
 
@@ -391,7 +382,7 @@ class _Checker:
         stream: Stream | ClframeError = self._streams[key]
         if isinstance(stream, ClframeError):
             raise stream
-        Trainer(build_setup(config, stream, dry=True), _Silent())
+        Trainer(build_setup(config, stream, dry=True), Unwritten())
         return stream
 
     def search(self, search: Search) -> None:

@@ -79,6 +79,7 @@ def compute_from_predictions(
     score: str = "accuracy",
     higher_is_better: bool = True,
     joint: AccuracyCube | None = None,
+    fresh: AccuracyCube | None = None,
     decathlon_baseline: Sequence[float] | None = None,
     head_norms: Mapping[str, Mapping[int, ArrayLike]] | None = None,
     measured: Measured | None = None,
@@ -91,6 +92,7 @@ def compute_from_predictions(
         score: Name of the score, where the predictions hold one.
         higher_is_better: Whether a larger score is a better one.
         joint: Cube of the joint reference of the same stream.
+        fresh: Cube of its fresh reference, for `fresh_gap`; see `clframe.fresh_reference`.
         decathlon_baseline: Error of the baseline per evaluation task.
         head_norms: `{head: {i: (K_i,)}}` norms of the head's weight vectors.
         measured: What the run measured of itself.
@@ -108,6 +110,7 @@ def compute_from_predictions(
         cubes,
         decompositions=decompositions,
         joint=joint,
+        fresh=fresh,
         decathlon_baseline=decathlon_baseline,
         head_norms=head_norms,
         predictions=predictions,
@@ -121,6 +124,7 @@ def compute_all(
     *,
     decompositions: Mapping[str, Decomposition] | None = None,
     joint: AccuracyCube | None = None,
+    fresh: AccuracyCube | None = None,
     decathlon_baseline: Sequence[float] | None = None,
     head_norms: Mapping[str, Mapping[int, ArrayLike]] | None = None,
     predictions: Mapping[str, Mapping[int, Predictions]] | None = None,
@@ -131,6 +135,7 @@ def compute_all(
         cubes: Per head, primary head first.
         decompositions: Error decomposition per head.
         joint: Cube of the joint reference of the same stream, for intransigence and deficits.
+        fresh: Cube of its fresh reference, for `fresh_gap`; see `clframe.fresh_reference`.
         decathlon_baseline: Error of the baseline per evaluation task.
         head_norms: `{head: {i: (K_i,)}}` norms of the head's weight vectors after experience i.
         predictions: What the cubes count, for what reads its confidence.
@@ -146,6 +151,7 @@ def compute_all(
                 restriction=restriction,
                 decomposition=(decompositions or {}).get(head),
                 joint=joint,
+                fresh=fresh,
                 decathlon_baseline=decathlon_baseline,
                 head_norms=(head_norms or {}).get(head, {}),
                 predictions=(predictions or {}).get(head, {}),

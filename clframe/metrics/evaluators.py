@@ -39,6 +39,8 @@ __all__ = [
     "of_matrix",
     "open_set",
     "skipped",
+    "versus_fresh",
+    "versus_fresh_mean",
     "versus_joint",
     "weighted",
 ]
@@ -55,6 +57,7 @@ class Inputs:
         restriction: `global`, `local` or `upto`.
         decomposition: The head's error decomposition, where there are predicted classes.
         joint: Cube of the joint reference of the same stream.
+        fresh: Cube of its fresh reference, whose network is a new one in every experience.
         decathlon_baseline: Error of the baseline per evaluation task.
         head_norms: `{i: (K_i,)}` norms of the head's weight vectors after experience i.
         predictions: The head's kept predictions after experience i, for what reads their confidence.
@@ -64,6 +67,7 @@ class Inputs:
     restriction: str = "global"
     decomposition: Decomposition | None = None
     joint: AccuracyCube | None = None
+    fresh: AccuracyCube | None = None
     decathlon_baseline: Sequence[float] | None = None
     head_norms: Mapping[int, ArrayLike] = field(default_factory=dict)
     predictions: Mapping[int, Predictions] = field(default_factory=dict)
@@ -128,9 +132,14 @@ def of_matrix(metric: Callable[[ScoreMatrix], float]) -> Callable[[Inputs], floa
 
 def macro(inputs: Inputs, i: int) -> float:
     """The plain mean over the tasks learned."""
+    return _strict(transfer.seen_macro_at)(inputs.scores, _row(inputs, i))
+
+
+def _row(inputs: Inputs, i: int) -> int:
+    """The row of the score matrix after experience i."""
     if i not in inputs.scores.experiences:
         raise Absent(f"Experience {i} doesn't end a task of the stream.")
-    return _strict(transfer.seen_macro_at)(inputs.scores, inputs.scores.experiences.index(i))
+    return inputs.scores.experiences.index(i)
 
 
 def anytime(inputs: Inputs) -> float:
@@ -150,21 +159,46 @@ def harmonic(inputs: Inputs, i: int) -> float:
 
 
 def _joint(inputs: Inputs) -> AccuracyCube:
-    if inputs.joint is None:
-        raise Absent("It needs the joint reference of the same stream, which was not given.")
-    if inputs.joint.tasks != inputs.cube.tasks:
-        raise Absent("The joint reference belongs to another stream.")
-    if inputs.restriction not in inputs.joint.restrictions:
-        raise Absent(f"The joint reference has no {inputs.restriction} predictions.")
-    return inputs.joint
+    return _reference(inputs, inputs.joint, "joint")
+
+
+def _reference(inputs: Inputs, given: AccuracyCube | None, kind: str, how: str = "") -> AccuracyCube:
+    """The cube of a reference that fits; `how` says how one is made."""
+    if given is None:
+        raise Absent(f"It needs the {kind} reference of the same stream, which was not given{how}.")
+    if given.tasks != inputs.cube.tasks:
+        raise Absent(f"The {kind} reference belongs to another stream.")
+    if inputs.restriction not in given.restrictions:
+        raise Absent(f"The {kind} reference has no {inputs.restriction} predictions.")
+    return given
+
+
+def _diagonal(reference: AccuracyCube, restriction: str) -> Float:
+    """A reference's score on every task right after it, NaN where there is none."""
+    scores = reference.scores(restriction)
+    diagonal = np.full(len(scores.learned), np.nan)
+    diagonal[scores.known] = scores.values[scores.learned[scores.known], scores.known]
+    return diagonal
 
 
 def versus_joint(inputs: Inputs) -> float:
     """Intransigence versus the joint reference."""
-    scores = _joint(inputs).scores(inputs.restriction)
-    diagonal = np.full(len(scores.learned), np.nan)
-    diagonal[scores.known] = scores.values[scores.learned[scores.known], scores.known]
-    return _strict(transfer.intransigence)(inputs.scores, diagonal)
+    return _strict(transfer.intransigence)(inputs.scores, _diagonal(_joint(inputs), inputs.restriction))
+
+
+def _fresh(inputs: Inputs) -> Float:
+    given = _reference(inputs, inputs.fresh, "fresh", ": `clframe.fresh_reference(run)` makes it")
+    return _diagonal(given, inputs.restriction)
+
+
+def versus_fresh(inputs: Inputs, i: int) -> float:
+    """Gap to a fresh model on the tasks that experience i completed."""
+    return _strict(transfer.fresh_gap_at)(inputs.scores, _fresh(inputs), _row(inputs, i))
+
+
+def versus_fresh_mean(inputs: Inputs) -> float:
+    """Mean gap to a fresh model over the tasks."""
+    return _strict(transfer.fresh_gap_mean)(inputs.scores, _fresh(inputs))
 
 
 def _class_matrix(cube: AccuracyCube, restriction: str) -> Float:

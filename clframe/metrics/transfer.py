@@ -35,6 +35,8 @@ __all__ = [
     "forward",
     "forward_transfer_minus_init",
     "forward_transfer_raw",
+    "fresh_gap",
+    "fresh_gap_mean",
     "in_domain",
     "intransigence",
     "learning_accuracy",
@@ -206,11 +208,51 @@ def intransigence(matrix: Matrix, reference: ArrayLike) -> float:
     """
     scores = as_scores(matrix)
     columns = _need(scores.known, "It needs a task that was learned.")
+    return float(np.mean(_behind(scores, columns, reference, "joint")))
+
+
+@nan_if_absent
+def fresh_gap_mean(matrix: Matrix, reference: ArrayLike) -> float:
+    """(1/T) Σ_j ( a_fresh[j] - a[j,j] ); positive where the network learned less than a fresh one.
+
+    Args:
+        matrix: The scores of the run.
+        reference: `(J,)`, a_fresh[j]: score on task j of a freshly initialised model that was trained on task j alone, with
+            as many steps and the same augmentation.
+    """
+    scores = as_scores(matrix)
+    columns = _need(scores.known, "It needs a task that was learned.")
+    return float(np.mean(_behind(scores, columns, reference, "fresh")))
+
+
+@nan_if_absent
+def fresh_gap_at(matrix: Matrix, reference: ArrayLike, row: int) -> float:
+    """The mean of a_fresh[j] - a[j,j] over the tasks that were learned in one row; see `fresh_gap_mean`."""
+    scores = as_scores(matrix)
+    columns = _need(
+        np.flatnonzero(scores.learned == row),
+        f"No evaluation task was learned in experience {scores.experiences[row]}.",
+    )
+    return float(np.mean(_behind(scores, columns, reference, "fresh")))
+
+
+def fresh_gap(matrix: Matrix, reference: ArrayLike) -> Float:
+    """a_fresh[j] - a[j,j] after each row i = 1..T; see `fresh_gap_mean`.
+
+    Returns:
+        `(T,)`; NaN where no task was learned, or a score is missing.
+    """
+    scores = as_scores(matrix)
+    return np.array([fresh_gap_at(scores, reference, i) for i in range(1, scores.last + 1)])
+
+
+def _behind(scores: ScoreMatrix, columns: Int, reference: ArrayLike, kind: str) -> Float:
+    """By how much some tasks, right after they were learned, are worse than those of a reference."""
     best = np.asarray(reference, dtype=np.float64)[columns]
     if np.isnan(best).any():
         task = scores.tasks[int(columns[np.flatnonzero(np.isnan(best))[0]])]
-        raise Absent(f"The joint reference has no score on task {task} right after that task.")
-    return float(scores.sign * np.mean(best - scores.diagonal(columns)))
+        raise Absent(f"The {kind} reference has no score on task {task} right after that task.")
+    return np.asarray(scores.sign * (best - scores.diagonal(columns)), dtype=np.float64)
 
 
 def in_domain(matrix: Matrix) -> float:

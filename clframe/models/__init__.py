@@ -7,6 +7,7 @@
 | `heads` | `LinearHead`, `CosineHead`, `LocalSimilarityHead`, `MultiHead` |
 | `gates`, `prune` | learned gates on channels, and cutting out what they close |
 | `network` | `Network` and its `Output` |
+| `modes` | eval mode for a while |
 | `weights` | checkpoint files |
 """
 
@@ -22,6 +23,7 @@ from clframe.models.backbone import (
     build_backbone,
 )
 from clframe.models.heads import CosineHead, Head, HeadConfig, LinearHead, LocalSimilarityHead, MultiHead
+from clframe.models.modes import eval_mode
 from clframe.models.network import Network, Output, freeze
 from clframe.models.weights import load_weights
 
@@ -41,6 +43,7 @@ __all__ = [
     "UserBackboneConfig",
     "backbone_config",
     "build_backbone",
+    "eval_mode",
     "freeze",
     "load_weights",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clframe import registry, spec
 from clframe.errors import ConfigurationError, ContractError
+from clframe.models.modes import eval_mode
 from clframe.models.weights import load_weights, read_provenance
 from clframe.spec import Configurable, field
 
@@ -238,19 +239,14 @@ class UserBackbone(Backbone):
         reference = next(self.module.parameters(), None)
         uninitialised = isinstance(reference, nn.parameter.UninitializedParameter)
         device = None if reference is None or uninitialised else reference.device
-        modes = [(module, module.training) for module in self.module.modules()]
-        self.module.eval()
         try:
-            with torch.no_grad():
+            with eval_mode(self.module), torch.no_grad():
                 out = self.module(torch.zeros(2, *input_shape, device=device))
         except Exception as error:
             raise ContractError(
                 f"The backbone {self._name} must map inputs (B, {', '.join(map(str, input_shape))}) to (B, D), but its "
                 f"forward failed ({type(error).__name__}: {error})."
             ) from error
-        finally:
-            for module, mode in modes:  # one by one: a user may keep some in eval mode on purpose
-                module.training = mode
         if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != 2:
             raise ContractError(self._complaint(out))
         return out.shape[1]

@@ -47,7 +47,11 @@ def stream_counts(stream: Stream) -> tuple[str, NDArray[np.int64]]:
 
 
 def plot_stream(stream: Stream) -> Figure:
-    """Draw a stream: above, the samples of every class (or domain) in every experience; below, what each experience holds."""
+    """Draw a stream: above, the samples of every class (or domain) in every experience; below, what each experience holds.
+
+    Args:
+        stream: As `clframe.open_scenario` returns it.
+    """
     what, counts = stream_counts(stream)
     rows, columns = counts.shape
     with styled():
@@ -63,7 +67,7 @@ def plot_stream(stream: Stream) -> Figure:
         names = stream.class_names if what == "class" and rows <= 25 else [str(k) for k in range(rows)]
         ticks(upper.yaxis, [plain(n if len(n) <= 18 else n[:17] + "…") for n in names])
         upper.set_ylabel(what)
-        upper.set_title(plain(_title(stream)))
+        upper.set_title(_title(stream))
         colour_bar(figure, image, upper, "samples")
         _bars(lower, stream)
         for axes in (upper, lower):
@@ -75,10 +79,10 @@ def plot_stream(stream: Stream) -> Figure:
 
 
 def _title(stream: Stream) -> str:
-    title, shown = f"{stream.name} ({stream.setting}-incremental)", stream.retrieval
+    title, shown = plain(f"{stream.name} ({stream.setting}-incremental)"), stream.retrieval
     if shown is None:
         return title
-    return f"{title}\nsearched after each: {len(shown.queries)} queries, a gallery of {len(shown.gallery)}"
+    return f"{title}\nafter each: {len(shown.queries)} queries search a gallery of {len(shown.gallery)}"
 
 
 def _bars(axes: Any, stream: Stream) -> None:

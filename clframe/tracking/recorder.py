@@ -17,7 +17,7 @@ from clframe.training.seeds import isolated
 if TYPE_CHECKING:
     from clframe.results import Run
 
-__all__ = ["RunRecorder"]
+__all__ = ["RunRecorder", "Unwritten"]
 
 _FLEETING = {"steps"}
 """Events for trackers only."""
@@ -107,3 +107,17 @@ class RunRecorder:
         for tracker in list(self.trackers):
             self._tell(tracker, lambda t: t.close())
         self.directory.close()
+
+
+class Unwritten:
+    """Takes nothing: the recorder of a trainer that only tries something, or has no directory yet."""
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Ignore."""
+
+    def predictions(self, split: str, after: int, heads: Mapping[str, Any]) -> dict[str, Any]:
+        """Ignore."""
+        return {}
+
+    def checkpoint(self, state: Mapping[str, Any], keep_as: str | None) -> None:
+        """Ignore."""

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from clframe.models import Network
+from clframe.models import Network, eval_mode
 from clframe.plasticity import mean_absolute
 
-__all__ = ["eval_mode", "watch_network"]
+__all__ = ["watch_network"]
 
 _ACTIVATIONS = frozenset({
     "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh",
     "hardtanh", "hardswish",
 })  # fmt: skip
 """Elementwise nonlinearities of PyTorch by the name of the function; a sigmoid is a gate, a softmax attention."""
-
-
-@contextlib.contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Put all modules into eval mode, and afterwards each back into its own: a phase may keep some in eval mode."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clframe.data.augment import Augmentation, Pipeline, ToInput
 from clframe.errors import ConfigurationError
 from clframe.fingerprint import fingerprint
-from clframe.models import Backbone, HeadConfig, MultiHead, Network
+from clframe.models import Backbone, HeadConfig, MultiHead, Network, eval_mode
 from clframe.strategy import Batch, Strategy
 from clframe.stream import Experience, Stream
 from clframe.training.batches import BatchMaker, sample_bytes
@@ -189,17 +189,12 @@ class Context:
         cache = self.feature_cache("fp32") if model is self.network else None
         if cache is not None and (cache.folder is None or torch.is_autocast_enabled(self.device.type)):
             cache = None
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with eval_mode(model):
             if cache is not None and len(ids):
                 with self.setup.ranks.first_then_others():
                     return cache.get(self.train_maker, ids, STATISTICS_BATCH, lambda x: model.features(x).float())
             mine = self.setup.ranks.share(ids)
             parts = [model.features(b.x).float() for b in self.batches(mine, STATISTICS_BATCH)]
-        finally:
-            for module, mode in modes:  # one by one: a phase may keep some modules in eval mode
-                module.training = mode
         return self.gathered(torch.cat(parts).cpu() if parts else torch.empty(0, model.feature_dim))
 
     def gathered(self, values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clframe.models import eval_mode
 from clframe.strategy import Batch, BegunPhase
 from clframe.stream import Experience
 from clframe.training.energy import EnergyMeter
@@ -205,15 +206,9 @@ class Cost(Instrument):
         if not strategy.scored_classes:
             return None
         images = _noise(context.input_shape)
-        modes = [(module, module.training) for module in strategy.network.modules()]
-        strategy.network.eval()
         before = self._counter.flops
-        try:
-            with self._counter:
-                strategy.predict(context.test_maker.test_input(images), self._tasks(len(images)))
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with eval_mode(strategy.network), self._counter:
+            strategy.predict(context.test_maker.test_input(images), self._tasks(len(images)))
         return (self._counter.flops - before) / len(images)
 
     def _tasks(self, count: int) -> Tensor | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clframe.models import Output
+from clframe.models import Output, eval_mode
 from clframe.plasticity import (
     DORMANT,
     THRESHOLD,
@@ -31,7 +31,7 @@ from clframe.plasticity import (
 )
 from clframe.strategy import Batch, BegunPhase, Strategy
 from clframe.stream import Experience, Stream
-from clframe.training.activations import eval_mode, watch_network
+from clframe.training.activations import watch_network
 from clframe.training.context import Context
 from clframe.training.instruments import Instrument
 from clframe.training.stepper import Stepper

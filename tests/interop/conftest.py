@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def avalanche_warns() -> Iterator[None]:
-    """For tests that run Avalanche's own loop: its deprecation warnings are its own."""
-    with warnings.catch_warnings():
+    """For tests that run Avalanche's own loop: its deprecation warnings are its own, and reset the filters to show them."""
+    with warnings.catch_warnings(record=True):
         warnings.simplefilter("ignore")
         yield

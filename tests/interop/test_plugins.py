@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import warnings
 from pathlib import Path
@@ -64,7 +65,7 @@ KEPT = [n for n in HOSTED if n not in ("SynapticIntelligencePlugin", "EWCPlugin"
 def test_what_a_plugin_keeps_survives_a_checkpoint(name: str) -> None:
     """Networks, buffers, importances, open loaders: stopped anywhere and resumed, a run ends in the same bits."""
     if name == "GEMPlugin" and importlib.util.find_spec("quadprog") is None:
-        pytest.skip("needs the solver quadprog")
+        pytest.skip("needs the solver quadprog: pip install 'clframe[quadprog]'")
     bench = Bench(hosting(name))
     for steps in (bench.usual.steps // 2, bench.usual.steps - 1):
         stopped = bench.train(stop_after=steps)
@@ -231,6 +232,21 @@ def test_what_cannot_be_hosted_is_refused_before_anything_is_computed(
         clframe.run(strategy=AvalanchePlugins(plugins=plugins), run_dir=tmp_path / "run", progress=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plugin_without_its_solver_names_the_extra_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Avalanche itself asks for solvers by a spelling that older pips don't match, and GEM fails where it is first solved."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "quadprog" else found(name, *more)
+    )
+    with pytest.raises(ConfigurationError, match=r"GEMPlugin needs the package quadprog, .*'clframe\[quadprog\]'\.$"):
+        run(hosting("GEMPlugin"))
+    settings = configparser.ConfigParser()
+    settings.read(Path(__file__).parents[2] / "setup.cfg")
+    extras = settings["options.extras_require"]
+    for needed in {known.needs for known in HOSTED.values() if known.needs}:
+        assert extras[needed].split() == [line for line in extras["dev"].split() if line.startswith(needed)]
 
 
 def test_what_does_not_fit_the_stream_is_refused() -> None:

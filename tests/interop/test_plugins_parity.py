@@ -63,7 +63,7 @@ def test_hosted_equals_native_elsewhere(
 
 def check(name: str, options: dict[str, Any], backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "GEM" and importlib.util.find_spec("quadprog") is None:
-        pytest.skip("needs the solver quadprog")
+        pytest.skip("needs the solver quadprog: pip install 'clframe[quadprog]'")
     stream = synthetic_stream(train_per_class=9, size=6, **options)
     hosted = run_hosted(stream, PLUGINS[name], monkeypatch, backbone=backbone, batch_size=5)
     native = run_native(hosted, AvalanchePlugins(plugins=PLUGINS[name]).make_plugins)

@@ -294,7 +294,7 @@ def test_from_the_command_line_finished_runs_are_skipped_unfinished_resumed_and_
 
 
 def test_from_python_a_success_takes_the_old_log_away_and_what_is_done_is_not_started(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (run,) = Sweep.from_plan(plan()).runs
     run.log.parent.mkdir()
@@ -303,11 +303,23 @@ def test_from_python_a_success_takes_the_old_log_away_and_what_is_done_is_not_st
     made = clframe.sweep(plan(), processes=1)
     assert [r.state for r in made.runs] == ["finished"]
     assert not run.log.exists()
+    assert capfd.readouterr() == ("", f"1/1 {run.name}: finished\n")
     assert Path("out/comparison.md").is_file()
     monkeypatch.setattr(local, "_start", lambda *_: pytest.fail("nothing was left to do"))
     assert made.run(99) == 0
     with pytest.raises(ConfigurationError, match="processes: expected int ≥ 1, received 0"):
         made.run(0)
+
+
+def test_from_python_a_sweep_can_be_quiet_and_still_says_what_failed(capfd: pytest.CaptureFixture[str]) -> None:
+    given = plan(strategies=["finetune", {"name": "finetune", "first_epochs": 2}])
+    bad = Sweep.from_plan(given).runs[1]
+    bad.directory.mkdir(parents=True)
+    (bad.directory / "config.yaml").write_text("nothing\n")
+    made = clframe.sweep(given, processes=1, progress=False)
+    assert capfd.readouterr() == ("", "")
+    assert [r.state for r in made.runs] == ["finished", "failed"]
+    assert bad.name in "".join(made.table().notes)
 
 
 def test_ctrl_c_stops_the_children_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -196,9 +196,15 @@ def test_report_bounds_reasons_and_json():
     for seed, sizes in enumerate([[2, 3, 1], [1], [4, 1], [1, 1, 1, 1]]):
         kept, tasks = run(sizes, seed=seed)
         joint = m.AccuracyCube.from_predictions(run(sizes, seed=seed)[0], tasks)
+        fresh = m.AccuracyCube.from_predictions(run(sizes, seed=seed + 9)[0], tasks)
         norms = {"a": {i: np.ones(tasks.seen[i - 1]) for i in range(1, len(sizes) + 1)}}
         report = m.compute_from_predictions(
-            {"a": kept, "b": kept}, tasks, joint=joint, decathlon_baseline=[0.5] * len(sizes), head_norms=norms
+            {"a": kept, "b": kept},
+            tasks,
+            joint=joint,
+            fresh=fresh,
+            decathlon_baseline=[0.5] * len(sizes),
+            head_norms=norms,
         )
         for head, restrictions in report.values.items():
             assert list(restrictions) == ["global", "local", "upto"]
@@ -228,7 +234,7 @@ def test_plain_run_gives_every_m1_metric_or_a_reason():
     assert {name for name in report.absent if not m.CATALOGUE[name].of_run} == {
         "forward_transfer_minus_init", "forward_transfer_raw", "forward", "intransigence", "anytime_accuracy", "rsd",
         "rpd", "rsd_skipped_classes", "rpd_skipped_classes", "visual_decathlon_score", "seen_unseen_harmonic_mean",
-        "head_norm_ratio", "final_calibration_error", "calibration_error",
+        "head_norm_ratio", "final_calibration_error", "calibration_error", "fresh_gap", "fresh_gap_mean",
         *(f"open_set_{what}_{score}" for what in ("auroc", "fpr95") for score in ("confidence", "entropy", "energy")),
     }  # fmt: skip
     assert report.absent["forward"] == "It needs the score on task 2 after experience 1, which was not evaluated."

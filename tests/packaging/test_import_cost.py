@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HELP_SECONDS = 0.4
 API_SECONDS = 0.3
 REPEATS = 5
@@ -39,6 +41,24 @@ def test_help_is_quick() -> None:
 def test_help_imports_nothing_heavy() -> None:
     loaded = modules_after("from clframe.cli import main\nassert main(['--help']) == 0\nmain(['run', '--help'])")
     assert not loaded & {"torch", "numpy", "pydantic", "yaml", "torchvision", "timm", "wandb", "avalanche", "sklearn"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import clframe",
+        "import clframe.interop",
+        "import clframe.interop.avalanche",
+        "import clframe; clframe.run, clframe.compare, clframe.sweep, clframe.Strategy, clframe.plot_stream",
+        "import runpy, sys; sys.argv = ['clframe', '--help']\ntry: runpy.run_module('clframe', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code",
+    ],
+    ids=["clframe", "interop", "avalanche bridge", "names", "help"],
+)
+def test_importing_loads_no_library_that_only_some_runs_need(code: str) -> None:
+    loaded = {name.partition(".")[0] for name in modules_after(code)}
+    assert "clframe" in loaded
+    assert not loaded & {"avalanche", "matplotlib", "sklearn", "pandas", "wandb", "tensorboard", "timm", "optuna"}
 
 
 def test_api_costs_little_beside_torch() -> None:

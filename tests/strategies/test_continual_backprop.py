@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from clframe.errors import ConfigurationError
 from clframe.models import backbone_config
 from clframe.models.mlp import MLP
 from clframe.strategies.continual_backprop import ContinualBackprop
-from clframe.strategies.der import DER
 from clframe.strategies.finetune import Finetune
-from clframe.testing.streams import TinyBackbone, synthetic_stream
+from clframe.testing.streams import synthetic_stream
 
 SMALL = MLP(hidden=[12, 10])
 RESNET = backbone_config("resnet8", {"width": 4})
@@ -201,44 +199,3 @@ def test_channels_of_a_block_are_replaced_with_their_norm(make):
     assert not block.conv2.weight[:, 2].any()
     assert not torch.equal(block.conv1.weight[2], before.conv1.weight[2])
     assert torch.equal(block.conv1.weight[[0, 1, 3]], before.conv1.weight[[0, 1, 3]])
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_optimisers_averages_of_replaced_units_are_zero(make, optimizer):
-    trial = make(ContinualBackprop(rate=0.1, maturity=2), optimizer={"name": optimizer, "lr": 0.01}, backbone=SMALL)
-    context, seen = trial.trainer.context, []
-    inner = trial.strategy.replace_units
-
-    def watched(chosen):
-        inner(chosen)
-        layers, state = trial.strategy.network.branches[0].layers, context.optimizer.state
-        averages = {"sgd": ["momentum_buffer"], "adam": ["exp_avg", "exp_avg_sq"]}[optimizer]
-        if "gates.0" in chosen:
-            index = chosen["gates.0"]
-            others = [i for i in range(12) if i not in index.tolist()]
-            for name in averages:
-                assert not state[layers[0].weight][name][index].any()
-                assert not state[layers[0].bias][name][index].any()
-                assert not state[layers[2].weight][name][:, index].any()
-                assert state[layers[0].weight][name][others].any()
-            seen.append(len(index))
-
-    trial.strategy.replace_units = watched
-    trial.run()
-    assert seen
-
-
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-@pytest.mark.parametrize("stop_after", [3, 8])
-def test_it_resumes(resumes, stop_after, name):
-    strategy = ContinualBackprop(rate=0.07, maturity=2)
-    resumes(strategy, stop_after, backbone=SMALL, optimizer={"name": name, "lr": 0.01})
-
-
-def test_what_it_cannot_serve_is_refused(make):
-    with pytest.raises(ConfigurationError, match="channels which no shortcut joins"):
-        make(ContinualBackprop(), backbone=MLP(layer_norm=True))
-    with pytest.raises(ConfigurationError, match="channels which no shortcut joins"):
-        make(ContinualBackprop(), backbone=TinyBackbone())
-    with pytest.raises(ConfigurationError, match="adds branches"):
-        make(ContinualBackprop() + DER(memory_size=6), backbone=MLP())

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from clframe.errors import ConfigurationError
 from clframe.models import backbone_config
 from clframe.models.mlp import MLP
-from clframe.strategies.der import DER
 from clframe.strategies.finetune import Finetune
 from clframe.strategies.redo import ReDo
-from clframe.testing.streams import TinyBackbone, synthetic_stream
+from clframe.testing.streams import synthetic_stream
 
 NETWORKS = {
     "mlp": (MLP(hidden=[12, 10]), ["gates.0", "gates.2"]),
@@ -171,47 +169,3 @@ def test_frozen_layers_are_left_alone(make, same):
     before = copy.deepcopy(trial.strategy.network.state_dict())
     assert trial.strategy.recycle(x) == {}
     same(before, trial.strategy.network.state_dict())
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_optimisers_averages_of_recycled_units_are_zero(make, optimizer):
-    trial = make(ReDo(every=2, threshold=0.6), optimizer={"name": optimizer, "lr": 0.01}, backbone=MLP(hidden=[12, 10]))
-    context, seen = trial.trainer.context, []
-    inner = trial.strategy.recycle
-
-    def watched(x):
-        found = inner(x)
-        layers, state = trial.strategy.network.branches[0].layers, context.optimizer.state
-        averages = {"sgd": ["momentum_buffer"], "adam": ["exp_avg", "exp_avg_sq"]}[optimizer]
-        if "gates.0" in found:
-            index = found["gates.0"]
-            others = [i for i in range(12) if i not in index.tolist()]
-            for name in averages:
-                assert not state[layers[0].weight][name][index].any()
-                assert not state[layers[0].bias][name][index].any()
-                assert not state[layers[2].weight][name][:, index].any()
-                assert state[layers[0].weight][name][others].any()
-            seen.append(len(index))
-        return found
-
-    trial.strategy.recycle = watched
-    trial.run()
-    assert seen
-    assert context.optimizer is None
-
-
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-@pytest.mark.parametrize("stop_after", [3, 8])
-def test_it_resumes(resumes, stop_after, name):
-    resumes(
-        ReDo(every=2, threshold=0.6), stop_after, backbone=MLP(hidden=[12, 10]), optimizer={"name": name, "lr": 0.01}
-    )
-
-
-def test_what_it_cannot_serve_is_refused(make):
-    with pytest.raises(ConfigurationError, match="channels which no shortcut joins"):
-        make(ReDo(), backbone=MLP(layer_norm=True))
-    with pytest.raises(ConfigurationError, match="channels which no shortcut joins"):
-        make(ReDo(), backbone=TinyBackbone())
-    with pytest.raises(ConfigurationError, match="adds branches"):
-        make(ReDo() + DER(memory_size=6), backbone=MLP())

@@ -19,7 +19,7 @@ class Hosted:
         boundaries: Whether it must be told where a task ends.
         loader: Whether it brings a loader of its own, which `before_training_exp` makes of its buffer and draws nothing for.
         tasks: Whether it passes task labels on to the model.
-        needs: A solver that it can't do without.
+        needs: A solver that it can't do without, also the name of clframe's extra that installs it.
         idle_on_cpu: Whether it has no effect on the CPU.
     """
 

@@ -123,7 +123,9 @@ class AvalanchePlugins(Strategy):
                 f"them: use clframe's {known.like}, or a GPU."
             )
         if known.needs and importlib.util.find_spec(known.needs) is None:
-            raise ConfigurationError(f"{name} needs the package {known.needs}, found none: pip install {known.needs}.")
+            raise ConfigurationError(
+                f"{name} needs the package {known.needs}, found none: pip install 'clframe[{known.needs}]'."
+            )
 
     # -- the run -----------------------------------------------------------------------------------------------------
 

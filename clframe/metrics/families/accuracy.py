@@ -111,6 +111,16 @@ METRICS.add(
     "(1/T) Σ_j ( a*_j - a[j,j] ), a*_j of the joint reference trained on tasks 1..j",
     _RIEMANNIAN,
 )
+METRICS.add(
+    "fresh_gap",
+    read.versus_fresh,
+    False,
+    BOTH,
+    "a_fresh[j] - a[j,j] of the tasks j that experience i completed, a_fresh[j] of a freshly initialised network trained on task "
+    "j alone with as many steps",
+    curve=True,
+)
+METRICS.add("fresh_gap_mean", read.versus_fresh_mean, False, BOTH, "(1/T) Σ_j ( a_fresh[j] - a[j,j] )")
 METRICS.add("in_domain", read.of_matrix(transfer.learning_accuracy), True, UNIT, "mean_i a[i,i]", _TIC, level=True)
 METRICS.add("backward", read.of_matrix(transfer.backward), True, UNIT, "mean_{i>j} a[i,j]", _TIC, level=True)
 METRICS.add("forward", read.of_matrix(transfer.forward), True, UNIT, "mean_{i<j} a[i,j]", _TIC, level=True)
