@@ -200,7 +200,8 @@ def check_fit(
         (stream.online and not tags.online, "can't learn from a single pass"),
         (
             _has(stream, "unlabelled") and not tags.uses_unlabelled,
-            "can't use samples without labels, which this stream has",
+            "can't use samples without labels, which this stream has: put +pseudo_labels behind it, which learns from them "
+            "(with --strategy.strength 0 it leaves them out), or choose another scenario",
         ),
         (_has(stream, "forget") and not tags.can_unlearn, "can't unlearn samples, which this stream asks for"),
         (
