@@ -17,6 +17,7 @@ from clframe._version import __version__
 
 if TYPE_CHECKING:
     from clframe.api import Plan, compare, load, open_scenario, plan, pretrain, resume, run, sweep
+    from clframe.audits import audit
     from clframe.composite import Composite
     from clframe.errors import ClframeError
     from clframe.launch.equalise import equalise
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Plan": "api",
+    "audit": "audits",
     "compare": "api",
     "equalise": "launch.equalise",
     "load": "api",
@@ -87,6 +89,7 @@ __all__ = [
     "TensorView",
     "Tracker",
     "__version__",
+    "audit",
     "compare",
     "equalise",
     "field",

@@ -69,7 +69,7 @@ class RunOptions(Configurable):
         "sample is looked at.",
     )
     evaluate_future: bool = field(
-        default=False, help="Score unseen tasks and the untrained model too (forward transfer)."
+        default=False, help="Score unseen tasks and the untrained model too (forward transfer, open set)."
     )
     measure: str | list[str] = field(
         default="default", help="What the run measures of itself while it trains: default, all, none, or names."

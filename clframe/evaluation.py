@@ -25,6 +25,7 @@ Columns = dict[str, NDArray[Any]]
 """What is kept of one head's scores: arrays of one length by name, as `clframe.metrics.Predictions` takes them."""
 
 _COLUMNS = ("predicted", "predicted_local", "predicted_upto", "confidence", "energy", "entropy")
+_PREDICTED = frozenset(_COLUMNS[:3])
 
 
 @torch.inference_mode()
@@ -47,7 +48,8 @@ def evaluate(
         strategy: What predicts.
         stream: Tells the classes of every task.
         maker: Batches of the table that holds the split: the test table, or the training table for `valid`.
-        tasks: The columns to fill; those of which the head has no class are left out.
+        tasks: The columns to fill. Of a task of which the head has no class only confidence, energy and entropy are kept,
+            to tell what is new from what was learnt; where task ids are given it is left out.
         split: `test` or `valid`.
         batch_size: Samples per forward pass.
         features: Of the strategy's frozen network: a sample's are computed once, and scored as often as needed. Not
@@ -58,7 +60,9 @@ def evaluate(
         Kept predictions by report head, the primary head first; empty when there is nothing to score.
     """
     known = strategy.scored_classes
-    scored = [t for t in tasks if stream.score != "accuracy" or any(c < known for c in t.classes)]
+    answerable = [stream.score != "accuracy" or any(c < known for c in t.classes) for t in tasks]
+    scored = [t for t, can in zip(tasks, answerable, strict=True) if can or (known and stream.setting != "task")]
+    unanswerable = [t.index for t, can in zip(tasks, answerable, strict=True) if not can]
     ids = [t.test if split == "test" else t.valid for t in scored]
     if not sum(map(len, ids)):
         return {}
@@ -77,7 +81,11 @@ def evaluate(
     targets = maker.table.targets[samples]
     labels = targets.numpy() if stream.score == "accuracy" else np.zeros(len(samples))
     fixed = {"sample": samples.numpy(), "task": owners.numpy().astype(np.int32), "target": labels.astype(np.int32)}
-    return {head: {**fixed, **found} for head, found in columns.items()}
+    given = {head: {**fixed, **found} for head, found in columns.items()}
+    for kept in given.values():
+        for name in _PREDICTED.intersection(kept):
+            kept[name][np.isin(fixed["task"], unanswerable)] = -1
+    return given
 
 
 ScoredBatch = tuple[Tensor, Tensor, dict[str, Tensor]]

@@ -29,7 +29,17 @@ from clframe.training.batches import BatchMaker
 from clframe.training.checkpoint import read_checkpoint, unpack
 from clframe.training.context import STATISTICS_BATCH, Context
 
-__all__ = ["Extractor", "Samples", "choose_samples", "context_of", "extract", "kept_models", "layers_of", "passes"]
+__all__ = [
+    "Extractor",
+    "Samples",
+    "choose_samples",
+    "context_of",
+    "extract",
+    "kept_models",
+    "layers_of",
+    "model_file",
+    "passes",
+]
 
 CKA_BATCH = 250
 """Samples of a mini-batch of the alignment, at most; a stream is cut into equal ones instead of leaving a short rest."""
@@ -37,6 +47,11 @@ CKA_BATCH = 250
 Float = NDArray[np.float64]
 Features = NDArray[np.float32]
 Tick = Callable[[], None]
+
+
+def model_file(directory: RunDirectory, after: int) -> Path:
+    """Return where the model after so many experiences is kept, whether it is there or not."""
+    return directory.checkpoints / f"experience-{after:03d}.pt"
 
 
 def kept_models(directory: RunDirectory) -> list[Path]:
@@ -47,7 +62,7 @@ def kept_models(directory: RunDirectory) -> list[Path]:
     """
     _ = directory.result  # says what to do about a run that hasn't finished
     count = len(directory.stream["experiences"])
-    models = [directory.checkpoints / f"experience-{i:03d}.pt" for i in range(1, count + 1)]
+    models = [model_file(directory, i) for i in range(1, count + 1)]
     missing = [path.name for path in models if not path.is_file()]
     if len(missing) == count:
         raise RunDirectoryError(

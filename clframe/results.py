@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clframe.errors import ConfigurationError, RunDirectoryError
-from clframe.metrics import AccuracyCube, Measured, MetricReport, Predictions, Tasks, compute_from_predictions
-from clframe.report import RunSummary, compare, html_card, plot_curve, plot_matrix
+from clframe.metrics import (
+    AccuracyCube,
+    Measured,
+    MetricReport,
+    Predictions,
+    Reliability,
+    Tasks,
+    compute_from_predictions,
+    seen_reliability,
+)
+from clframe.report import RunSummary, compare, html_card, plot_curve, plot_matrix, plot_reliability
 from clframe.report.cost import cost_table
 from clframe.report.panels import PLASTICITY
 from clframe.tracking.files import read_json
@@ -238,14 +247,42 @@ class Run:
             restriction: Of the prediction; by default that of the setting.
             after: As it was after so many experiences; None means now.
         """
-        kept = predictions_of(self.directory, until=after)
+        _, kept = self._kept(head, after)
+        task_ids = self.directory.stream["setting"] == "task"
+        return _cube(self.directory, kept).matrix(restriction or ("local" if task_ids else "global"))
+
+    def _kept(self, head: str | None, until: int | None = None) -> tuple[str, dict[int, Predictions]]:
+        """Return the name and the kept predictions of a head, by default the primary one.
+
+        Raises:
+            RunDirectoryError: Nothing has been scored yet.
+            ConfigurationError: There is no such head.
+        """
+        kept = predictions_of(self.directory, until=until)
         if not kept:
             raise RunDirectoryError(f"The run in {self.path} has scored nothing yet.")
         chosen = head or next(iter(kept))
         if chosen not in kept:
             raise ConfigurationError(f"There is no report head {chosen!r}; this run has {', '.join(kept)}.")
-        task_ids = self.directory.stream["setting"] == "task"
-        return _cube(self.directory, kept[chosen]).matrix(restriction or ("local" if task_ids else "global"))
+        return chosen, kept[chosen]
+
+    def reliability(self, head: str | None = None, after: int | None = None) -> Reliability:
+        """Return the reliability diagram of the samples of everything seen: 15 bins of confidence.
+
+        Args:
+            head: The report head; by default the primary one.
+            after: Number of experiences trained; by default the last evaluation.
+
+        Raises:
+            ConfigurationError: There is no such head or evaluation, or its confidence was not kept.
+        """
+        chosen, kept = self._kept(head)
+        after = max(kept) if after is None else after
+        if after not in kept:
+            raise ConfigurationError(
+                f"Head {chosen!r} was not evaluated after experience {after}; it was after {', '.join(map(str, kept))}."
+            )
+        return seen_reliability(kept[after], Tasks.from_dict(self.directory.stream["tasks"]), after)
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Return what was logged, for instance every `epoch` with its losses."""
@@ -300,6 +337,12 @@ class Run:
                 f"{self.path}: run joint training on this one."
             )
         return cost_table(self.result["run"], None if joint is None else joint.result["run"], title=self._title)
+
+    def plot_reliability(self, head: str | None = None, after: int | None = None) -> Figure:
+        """Draw accuracy over confidence; see `reliability`."""
+        chosen, kept = self._kept(head)
+        title = f"{self._title}: {chosen} after experience {max(kept) if after is None else after}"
+        return plot_reliability(self.reliability(chosen, after), title=title)
 
     @property
     def _title(self) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "EvaluationTask",
     "Experience",
     "InputTransform",
+    "Retrieval",
     "SampleTable",
     "Score",
     "Setting",
@@ -166,6 +167,54 @@ class EvaluationTask:
 
 
 @dataclass(frozen=True, eq=False)
+class Retrieval:
+    """Images to search among and images to search for, the same after every experience; nothing of it is trained on.
+
+    Attributes:
+        table: The images, of the stream's shape; their targets (N,) int64 are identities, apart from the stream's labels.
+        gallery: (G,) ids of the images that are searched.
+        queries: (Q,) ids of those that are searched for.
+        pairs: (P, 2) int64, for verification: a position in `queries` and one in `gallery`, as often of one identity as of
+            two.
+        data_fingerprint: Of the images' content, where they aren't the stream's own.
+    """
+
+    table: SampleTable
+    gallery: Tensor
+    queries: Tensor
+    pairs: Tensor
+    data_fingerprint: str = ""
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of every id, identity and pair."""
+        digest = hashlib.sha256(self.data_fingerprint.encode())
+        identities = [self.table.targets[ids] for ids in (self.gallery, self.queries)]
+        for column in (self.gallery, self.queries, self.pairs, *identities):
+            digest.update(column.contiguous().numpy().tobytes() + b"|")
+        return digest.hexdigest()
+
+    def check(self, whole: str, shape: tuple[int, ...]) -> None:
+        """Check that the parts fit together and the images are of the stream's shape.
+
+        Raises:
+            ContractError: They don't.
+        """
+        if tuple(self.table.images.shape) != shape:
+            raise ContractError(f"{whole} needs a gallery of shape {shape}, received {tuple(self.table.images.shape)}.")
+        for name in ("gallery", "queries"):
+            ids = getattr(self, name)
+            _check_ids(ids, self.table, f"{whole}: ids of {name}")
+            if not len(ids):
+                raise ContractError(f"{whole} needs {name}, received none.")
+        sizes = torch.tensor([len(self.queries), len(self.gallery)])
+        if self.pairs.ndim != 2 or self.pairs.shape[1] != 2 or bool(((self.pairs < 0) | (self.pairs >= sizes)).any()):
+            raise ContractError(f"{whole} needs pairs of a position in its queries and one in its gallery.")
+        if bool(torch.isin(self.gallery, self.queries).any()):
+            raise ContractError(f"{whole} must not search for images that are in its gallery.")
+
+
+@dataclass(frozen=True, eq=False)
 class Stream:
     """A whole experiment's data: experiences to learn from and tasks to be scored on.
 
@@ -187,6 +236,7 @@ class Stream:
         test_transform: What images that are not augmented pass through, such as a centre crop.
         data_fingerprint: Of the source's decoded content.
         pretrained: Whether the samples are features of a network that was trained elsewhere.
+        retrieval: A gallery and queries by which the models of different experiences are compared.
     """
 
     name: str
@@ -206,6 +256,7 @@ class Stream:
     test_transform: AugmentationSpec = "none"
     data_fingerprint: str = ""
     pretrained: bool = False
+    retrieval: Retrieval | None = None
 
     @property
     def num_classes(self) -> int:
@@ -235,6 +286,8 @@ class Stream:
         for task in self.tasks:
             digest.update(json.dumps([task.classes, task.available_after, task.task_id]).encode())
             digest.update(task.test.contiguous().numpy().tobytes() + b"|" + task.valid.contiguous().numpy().tobytes())
+        if self.retrieval is not None:
+            digest.update(self.retrieval.fingerprint.encode())
         return digest.hexdigest()
 
     def first(self, count: int) -> Stream:
@@ -300,6 +353,8 @@ class Stream:
             if any(not 0 <= c < self.num_classes for c in t.classes):
                 raise ContractError(f"{whole} has {self.num_classes} classes, but task {t.index + 1} has {t.classes}.")
         self._check_validation(whole)
+        if self.retrieval is not None:
+            self.retrieval.check(whole, self.shape)
 
     def _check_labels(self, e: Experience, seen: int, where: str) -> None:
         """Check that the labels of an experience are announced, and the classes seen always the first ones."""

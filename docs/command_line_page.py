@@ -39,6 +39,10 @@ def exit_codes() -> str:
     return "| code | means |\n|---|---|\n" + "".join(f"| {code} | {text} |\n" for code, text in EXIT_CODES.items())
 
 
+_OPTIONS_OF = {"audit": "[options of the kind](audits.md)", "log": "[options of trackers](tracking.md)"}
+"""What a command's further options belong to, where that isn't the configuration of a run."""
+
+
 def reference() -> str:
     """Return a section per command with its arguments and options."""
     return "\n".join(_section(name, parser) for name, parser in make_commands().by_name.items())
@@ -46,11 +50,8 @@ def reference() -> str:
 
 def _section(name: str, parser: argparse.ArgumentParser) -> str:
     rows = "".join(_rows(parser))
-    more = (
-        "\nIt also takes [options of the configuration](#options-of-a-run).\n"
-        if parser.get_default("takes_overrides")
-        else ""
-    )
+    options = _OPTIONS_OF.get(name, "[options of the configuration](#options-of-a-run)")
+    more = f"\nIt also takes {options}.\n" if parser.get_default("takes_overrides") else ""
     table = f"| argument | means |\n|---|---|\n{rows}" if rows else ""
     return f"### {name}\n\n{_sentence(parser.description)}\n\n{table}{more}"
 

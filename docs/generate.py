@@ -17,7 +17,7 @@ import reproduce_page
 import scenarios_page
 
 from clframe.metrics import CATALOGUE
-from clframe.metrics.catalogue import Metric
+from clframe.metrics.metric import Metric
 
 FOLDER = Path(__file__).resolve().parent
 HEAD = """\

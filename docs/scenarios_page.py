@@ -32,6 +32,7 @@ FAMILIES = {
     ),
     "Classes with another twist": (
         *("few_shot", "long_tailed", "noisy_labels", "partially_labelled", "class_repetition", "unlearning"),
+        "compatibility",
     ),
     "Domains": ("permuted", "rotated", "superclass_domains", "multi_dataset", "data_incremental", "plasticity"),
     "One pass, without boundaries": ("online", "si_blurry", "i_blurry", "gaussian_schedule"),
@@ -112,6 +113,7 @@ def stream_of(command: str) -> str:
         (any(len(e.unlabelled) for e in stream.experiences), "with samples without labels"),
         (any(len(e.pool) for e in stream.experiences), "with a pool whose labels can be bought"),
         (any(len(e.forget) for e in stream.experiences), "with samples to forget"),
+        (stream.retrieval is not None, "with a gallery to search"),
     ]
     return f"Its stream: {', '.join([*facts, *(text for holds, text in more if holds)])}."
 

@@ -100,13 +100,22 @@ def test_masks_are_those_of_the_own_task_and_of_the_tasks_up_to_it(groups):
         assert (columns["predicted_upto"][own] == within(scores[own], seen)).all()
 
 
-def test_a_task_of_which_the_head_knows_nothing_is_left_out_and_half_a_task_is_scored_by_its_half():
+def test_a_task_of_which_the_head_knows_nothing_has_no_answers_and_half_a_task_is_scored_by_its_half():
     stream = synthetic_stream(experiences=[[0, 1], [2, 3], [4, 5]], test_per_class=4)
     strategy, context = scene(stream, known=3)
     columns = evaluate(strategy, stream, context.test_maker, stream.tasks)["classifier"]
-    assert set(columns["task"].tolist()) == {0, 1}
+    new = columns["task"] == 2
+    for name in ("predicted", "predicted_local", "predicted_upto"):
+        assert (columns[name][new] == -1).all()
+        assert (columns[name][~new] >= 0).all()
     assert (columns["predicted_local"][columns["task"] == 1] == 2).all()
-    assert set(columns["target"].tolist()) == {0, 1, 2, 3}
+    scores = every_score(context, columns, 3)
+    np.testing.assert_allclose(columns["energy"], -np.log(np.exp(scores).sum(axis=1)), rtol=1e-5)
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(columns["confidence"], shares.max(axis=1), rtol=1e-5)
+    with_ids = synthetic_stream(experiences=[[0, 1], [2, 3], [4, 5]], test_per_class=4, setting="task")
+    knowing, context = scene(with_ids, known=3)
+    assert set(evaluate(knowing, with_ids, context.test_maker, with_ids.tasks)["classifier"]["task"]) == {0, 1}
     untrained, context = scene(stream, known=0)
     assert evaluate(untrained, stream, context.test_maker, stream.tasks) == {}
     assert evaluate(strategy, stream, context.test_maker, []) == {}

@@ -174,12 +174,19 @@ def _chosen(section: str, words: Sequence[str]) -> str:
 
 def _positional(words: Sequence[str], current: str) -> list[str]:
     offered: dict[str, Callable[[], list[str]]] = {
+        "audit": lambda: _audits(words),
         "list": lambda: list(_PLURALS),
         "describe": lambda: _described(words),
         "check": lambda: [*registry.available("strategy"), *registry.available("scenario")],
         "completion": lambda: list(SCRIPTS),
     }
     return _starting(current, offered[words[0]]()) if words[0] in offered else []
+
+
+def _audits(words: Sequence[str]) -> list[str]:
+    from clframe.audits import KINDS
+
+    return list(KINDS) if len(words) == 2 else []  # then directories follow
 
 
 def _described(words: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clframe._version import __version__
-from clframe.cli import catalogue, reading, running, shell
+from clframe.cli import audit, catalogue, reading, running, shell
 from clframe.cli.colour import painted
 from clframe.cli.complete import candidates
 from clframe.cli.parser import Commands, Parser, split
@@ -113,6 +113,6 @@ def make_commands() -> Commands:
     )
     parser.add_argument("--version", action="version", version=f"clframe {__version__}")
     commands = Commands(parser)
-    for group in (running, reading, catalogue, shell):
+    for group in (running, reading, audit, catalogue, shell):
         group.add(commands.add)
     return commands

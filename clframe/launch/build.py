@@ -322,13 +322,22 @@ def stream_record(stream: Stream) -> dict[str, Any]:
     }
 
 
-def load_strategy(directory: RunDirectory, backbone: Any = None, strategy: Any = None) -> tuple[Strategy, BatchMaker]:
-    """Bring back a run's strategy with its trained state, on the CPU and without the data.
+def load_strategy(
+    directory: RunDirectory,
+    backbone: Any = None,
+    strategy: Any = None,
+    *,
+    checkpoint: str = "latest.pt",
+    device: str = "cpu",
+) -> tuple[Strategy, BatchMaker]:
+    """Bring back a run's strategy with its trained state, without the data.
 
     Args:
         directory: The run.
         backbone: Where the configuration can't name it: the module given to the run.
         strategy: Likewise.
+        checkpoint: Its file in the folder `checkpoints`, such as one that `keep_models` has kept.
+        device: Where the network goes, in full precision.
     """
     record = directory.config
     if backbone is not None:
@@ -338,16 +347,16 @@ def load_strategy(directory: RunDirectory, backbone: Any = None, strategy: Any =
     stream = _hollow_stream(directory.stream)
     record["scenario"] = stream
     record.pop("weights", None)  # every value comes from the checkpoint: the file may be gone
-    config = resolve({**record, "device": "cpu", "precision": "fp32", "threads": None})
+    config = resolve({**record, "device": device, "precision": "fp32", "threads": None})
     setup = build_setup(config, stream)
-    state = read_checkpoint(directory.checkpoints / "latest.pt")
+    state = read_checkpoint(directory.checkpoints / checkpoint, setup.device)
     context = Context(dataclasses.replace(setup, factory=setup.skeleton))  # a weights file may be gone by now
     for part in leaves(setup.strategy):
         part.bind(context)
     setup.strategy.bind(context)
-    setup.strategy.network = unpack(state["network"], setup.skeleton)
+    setup.strategy.network = unpack(state["network"], setup.skeleton).to(setup.device)
     for part, saved in zip(leaves(setup.strategy), state["strategies"], strict=True):
-        restore_strategy(part, saved, setup.skeleton)
+        restore_strategy(part, saved, setup.skeleton, lambda network: network.to(setup.device))
     setup.strategy.network.eval()
     return setup.strategy, context.test_maker
 

@@ -7,13 +7,16 @@ of `CATALOGUE` by its full name, or the reason why a run can't give it.
 from __future__ import annotations
 
 from clframe.metrics.aggregate import Summary, bootstrap_interval, summarise, summarise_curves
-from clframe.metrics.catalogue import CATALOGUE, Metric
+from clframe.metrics.calibration import Reliability, reliability, seen_reliability
+from clframe.metrics.catalogue import CATALOGUE
 from clframe.metrics.compute import MetricReport, compute_all, compute_from_predictions
 from clframe.metrics.cost import compute_ratio, cumulative_retrain_ratio
 from clframe.metrics.cube import RESTRICTIONS, AccuracyCube
 from clframe.metrics.decomposition import Decomposition, decompose, head_norm_ratio, task_confusion
 from clframe.metrics.differences import MIN_SEEDS, Difference, corrected, holm, paired_difference
 from clframe.metrics.measured import Measured
+from clframe.metrics.metric import Metric
+from clframe.metrics.open_set import auroc, fpr_at_tpr
 from clframe.metrics.per_class import (
     anytime_accuracy,
     forgetting_class_last,
@@ -61,10 +64,12 @@ __all__ = [
     "Metric",
     "MetricReport",
     "Predictions",
+    "Reliability",
     "ScoreMatrix",
     "Summary",
     "Tasks",
     "anytime_accuracy",
+    "auroc",
     "average_incremental_accuracy",
     "backward",
     "backward_transfer",
@@ -85,6 +90,7 @@ __all__ = [
     "forward",
     "forward_transfer_minus_init",
     "forward_transfer_raw",
+    "fpr_at_tpr",
     "fresh_gap",
     "fresh_gap_mean",
     "head_norm_ratio",
@@ -97,10 +103,12 @@ __all__ = [
     "over_time",
     "paired_difference",
     "prediction_path",
+    "reliability",
     "rpd",
     "rsd",
     "seen_accuracy",
     "seen_accuracy_macro",
+    "seen_reliability",
     "seen_unseen_harmonic_mean",
     "skipped_classes",
     "summarise",

@@ -10,11 +10,12 @@ from typing import Any, Self
 from numpy.typing import ArrayLike
 
 from clframe.errors import ConfigurationError, DataError, did_you_mean
-from clframe.metrics.catalogue import CATALOGUE, Metric
+from clframe.metrics.catalogue import CATALOGUE
 from clframe.metrics.cube import RESTRICTIONS, AccuracyCube
 from clframe.metrics.decomposition import Decomposition, decompose
 from clframe.metrics.evaluators import Inputs
 from clframe.metrics.measured import Measured, compute_run
+from clframe.metrics.metric import Metric
 from clframe.metrics.predictions import Predictions, Tasks
 from clframe.metrics.scores import Absent
 
@@ -112,6 +113,7 @@ def compute_from_predictions(
         fresh=fresh,
         decathlon_baseline=decathlon_baseline,
         head_norms=head_norms,
+        predictions=predictions,
     )
     values, absent = compute_run(measured or Measured(tasks.num_experiences, {}))
     return replace(report, run=values, absent={**report.absent, **absent})
@@ -125,6 +127,7 @@ def compute_all(
     fresh: AccuracyCube | None = None,
     decathlon_baseline: Sequence[float] | None = None,
     head_norms: Mapping[str, Mapping[int, ArrayLike]] | None = None,
+    predictions: Mapping[str, Mapping[int, Predictions]] | None = None,
 ) -> MetricReport:
     """All metrics of the cubes of one stream.
 
@@ -135,6 +138,7 @@ def compute_all(
         fresh: Cube of its fresh reference, for `fresh_gap`; see `clframe.fresh_reference`.
         decathlon_baseline: Error of the baseline per evaluation task.
         head_norms: `{head: {i: (K_i,)}}` norms of the head's weight vectors after experience i.
+        predictions: What the cubes count, for what reads its confidence.
     """
     values: dict[str, dict[str, dict[str, Any]]] = {}
     reasons: dict[tuple[str, str, str], str] = {}
@@ -150,6 +154,7 @@ def compute_all(
                 fresh=fresh,
                 decathlon_baseline=decathlon_baseline,
                 head_norms=(head_norms or {}).get(head, {}),
+                predictions=(predictions or {}).get(head, {}),
             )
             found: dict[str, Any] = {}
             for metric in CATALOGUE.values():

@@ -14,24 +14,30 @@ from numpy.typing import ArrayLike, NDArray
 
 from clframe.errors import ConfigurationError
 from clframe.metrics import per_class, transfer
+from clframe.metrics.calibration import seen_reliability
 from clframe.metrics.cube import AccuracyCube
 from clframe.metrics.decomposition import Decomposition, head_norm_ratio
+from clframe.metrics.open_set import known_score
+from clframe.metrics.predictions import Predictions
 from clframe.metrics.scores import Absent, ScoreMatrix
 
 __all__ = [
     "Inputs",
     "anytime",
     "average_incremental",
+    "calibration",
     "class_last",
     "confusion",
     "decathlon",
     "decomposed",
     "deficit",
     "final",
+    "final_calibration",
     "harmonic",
     "macro",
     "norm_ratio",
     "of_matrix",
+    "open_set",
     "skipped",
     "versus_fresh",
     "versus_fresh_mean",
@@ -54,6 +60,7 @@ class Inputs:
         fresh: Cube of its fresh reference, whose network is a new one in every experience.
         decathlon_baseline: Error of the baseline per evaluation task.
         head_norms: `{i: (K_i,)}` norms of the head's weight vectors after experience i.
+        predictions: The head's kept predictions after experience i, for what reads their confidence.
     """
 
     cube: AccuracyCube
@@ -63,6 +70,7 @@ class Inputs:
     fresh: AccuracyCube | None = None
     decathlon_baseline: Sequence[float] | None = None
     head_norms: Mapping[int, ArrayLike] = field(default_factory=dict)
+    predictions: Mapping[int, Predictions] = field(default_factory=dict)
 
     @cached_property
     def scores(self) -> ScoreMatrix:
@@ -284,3 +292,47 @@ def norm_ratio(inputs: Inputs, i: int) -> float:
     if math.isnan(ratio):
         raise Absent(f"After experience {i} there are no old or no new classes.")
     return ratio
+
+
+def calibration(inputs: Inputs, i: int) -> float:
+    """ECE on the samples of everything seen."""
+    inputs.cube.seen_at(inputs.restriction, i)  # says why where they were not all evaluated
+    kept = inputs.predictions.get(i)
+    if kept is None or kept.confidence is None or kept.predicted is None:
+        raise Absent("It needs the confidence of every prediction, which was not kept.")
+    return seen_reliability(kept, inputs.cube.tasks, i).error
+
+
+def final_calibration(inputs: Inputs) -> float:
+    """ECE at the end."""
+    return calibration(inputs, inputs.cube.tasks.num_experiences)
+
+
+def open_set(score: str, measure: Callable[[ArrayLike, ArrayLike], float]) -> Callable[[Inputs, int], float]:
+    """A curve of how well a score tells the samples of everything seen from those of everything not seen yet."""
+
+    def value(inputs: Inputs, i: int) -> float:
+        kept = inputs.predictions.get(i)
+        scores = None if kept is None else known_score(kept, score)
+        if kept is None or scores is None:
+            raise Absent(f"It needs the {score} of every prediction, which was not kept.")
+        seen, later = _seen_samples(inputs, kept, i), inputs.cube.pairs.seen_at > i
+        if not inputs.cube.sizes[~later].any():
+            raise Absent(f"No test sample has a class seen by then (after experience {i}).")
+        if not inputs.cube.sizes[later].any():
+            raise Absent(f"After experience {i} nothing comes that was not seen.")
+        if int((~seen).sum()) != int(inputs.cube.sizes[later].sum()):
+            raise Absent(
+                f"Test samples of what comes later were not evaluated after experience {i}: it needs evaluate_future, on a "
+                "stream without task ids."
+            )
+        return measure(scores[seen], scores[~seen])
+
+    return value
+
+
+def _seen_samples(inputs: Inputs, kept: Predictions, i: int) -> NDArray[np.bool_]:
+    """Which samples `(N,)` of an evaluation belong to what was seen after experience i."""
+    pairs = inputs.cube.pairs
+    seen: NDArray[np.bool_] = pairs.seen_at[pairs.locate(kept)] <= i
+    return seen

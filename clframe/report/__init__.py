@@ -6,6 +6,7 @@ from clframe.report.compare import Comparison, compare
 from clframe.report.jupyter import html_card
 from clframe.report.plots import plot_curve, plot_matrices, plot_matrix
 from clframe.report.points import pareto_front, plot_differences, plot_points
+from clframe.report.reliability import plot_reliability
 from clframe.report.style import to_png
 from clframe.report.summary import RunSummary
 from clframe.report.tables import Cell, Column, Estimate, Table
@@ -25,5 +26,6 @@ __all__ = [
     "plot_matrices",
     "plot_matrix",
     "plot_points",
+    "plot_reliability",
     "to_png",
 ]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from clframe.metrics.aggregate import summarise
-from clframe.metrics.catalogue import CATALOGUE, Metric
+from clframe.metrics.catalogue import CATALOGUE
 from clframe.metrics.differences import MIN_SEEDS, Difference, corrected, paired_difference
+from clframe.metrics.metric import Metric
 from clframe.report.groups import Group
 from clframe.report.summary import RunSummary
 

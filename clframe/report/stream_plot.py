@@ -67,7 +67,7 @@ def plot_stream(stream: Stream) -> Figure:
         names = stream.class_names if what == "class" and rows <= 25 else [str(k) for k in range(rows)]
         ticks(upper.yaxis, [plain(n if len(n) <= 18 else n[:17] + "…") for n in names])
         upper.set_ylabel(what)
-        upper.set_title(plain(f"{stream.name} ({stream.setting}-incremental)"))
+        upper.set_title(_title(stream))
         colour_bar(figure, image, upper, "samples")
         _bars(lower, stream)
         for axes in (upper, lower):
@@ -76,6 +76,13 @@ def plot_stream(stream: Stream) -> Figure:
         ticks(lower.xaxis, [str(i) for i in range(1, columns + 1)])
         lower.set_xlabel("experience")
     return figure
+
+
+def _title(stream: Stream) -> str:
+    title, shown = plain(f"{stream.name} ({stream.setting}-incremental)"), stream.retrieval
+    if shown is None:
+        return title
+    return f"{title}\nafter each: {len(shown.queries)} queries search a gallery of {len(shown.gallery)}"
 
 
 def _bars(axes: Any, stream: Stream) -> None:

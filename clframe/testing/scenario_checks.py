@@ -150,7 +150,7 @@ def every_class_is_tested(built: Built) -> None:
 
 
 def splits_are_disjoint(built: Built) -> None:
-    """No validation sample is trained on anywhere, and no test image is among the training images."""
+    """No validation sample is trained on anywhere, and no image of the test or gallery is among the training images."""
     stream = built.stream
     none = torch.empty(0, dtype=torch.int64)
     used = torch.cat([none, *(ids for e in stream.experiences for ids in (e.train, e.unlabelled, e.pool))])
@@ -162,6 +162,11 @@ def splits_are_disjoint(built: Built) -> None:
         tested = torch.cat([none, *(t.test for t in stream.tasks)])
         if bool(torch.isin(_rows(test, tested), _rows(train, torch.cat([used, valid]))).any()):
             raise ContractError(f"{built.name} trains on test images: cut the two from different rows.")
+    shown = stream.retrieval
+    if shown is not None and train.images is shown.table.images:
+        searched = torch.cat([shown.gallery, shown.queries])
+        if bool(torch.isin(_rows(shown.table, searched), _rows(train, torch.cat([used, valid]))).any()):
+            raise ContractError(f"{built.name} trains on images of its gallery or queries: cut them from test images.")
     for name, ids, table in (("forget", "forget", train), ("test", "test", test)):
         owners: Any = stream.experiences if name == "forget" else stream.tasks
         found = torch.cat([none, *(getattr(o, ids) for o in owners)])

@@ -76,13 +76,15 @@ class RunRecorder:
             )
 
     def predictions(self, split: str, after: int, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Keep predictions, a file per head; returns the accuracy (or error) over everything scored."""
+        """Keep predictions, a file per head; returns the accuracy (or error) over everything that a head could answer."""
         summary: dict[str, Any] = {}
         for head, columns in heads.items():
             kept = Predictions(**columns)
             kept.save(prediction_path(self.directory.predictions, split, after, head))
             if kept.predicted is not None:
-                summary.setdefault("seen_accuracy", {})[head] = float((kept.predicted == kept.target).mean())
+                right = (kept.predicted == kept.target)[kept.predicted >= 0]
+                if len(right):
+                    summary.setdefault("seen_accuracy", {})[head] = float(right.mean())
             elif kept.score is not None:
                 summary.setdefault("error", {})[head] = float(kept.score.mean())
         return summary

@@ -69,6 +69,9 @@ def feature_stream(
     parts = ("train", "valid", "unlabelled", "pool", "forget")
     trained = [getattr(e, name) for e in stream.experiences for name in parts] + [t.valid for t in stream.tasks]
     train, test = table(stream.train, trained), table(stream.test, [t.test for t in stream.tasks])
+    gallery = stream.retrieval
+    if gallery is not None:
+        gallery = dataclasses.replace(gallery, table=table(gallery.table, [gallery.gallery, gallery.queries]))
     content = [train.images.gather(torch.arange(len(train.images))), test.images.gather(torch.arange(len(test.images)))]
     found = dataclasses.replace(
         stream,
@@ -80,6 +83,7 @@ def feature_stream(
         augmentation="none",
         test_transform="none",
         pretrained=pretrained,
+        retrieval=gallery,
         data_fingerprint=f"{stream.fingerprint} {fingerprint(own or content, way)}",
     )
     found.check()

@@ -51,6 +51,8 @@ def offered(line: str) -> list[str]:
         ("compare --format l", ["latex"]),
         ("describe strategy wa", ["wa"]),
         ("completion z", ["zsh"]),
+        ("audit ", ["open-set", "compatibility", "unlearning"]),
+        ("audit open-set ", []),
         ("run --config ", []),
         ("nonsense x", []),
     ],

@@ -18,7 +18,7 @@ from clframe.spec import field
 from clframe.strategies.finetune import Finetune
 from clframe.strategies.replay import Replay
 from clframe.strategy import Batch, DataView, Phase, Strategy, Tags
-from clframe.stream import Experience, SampleTable
+from clframe.stream import Experience, Retrieval, SampleTable
 from clframe.testing import (
     SyntheticScenario,
     check_named,
@@ -677,6 +677,25 @@ class ScoresTraining(_Altered):
         )
 
 
+def _searching(stream: Any, table: SampleTable, gallery: list[int], queries: list[int]) -> Any:
+    parts = [torch.tensor(v) for v in (gallery, queries, [[0, 0]])]
+    return _changed(stream, retrieval=Retrieval(table, *parts))
+
+
+class TrainsOnTheGallery(_Altered):
+    """Searches among training images."""
+
+    def alter(self, stream: Any) -> Any:
+        return _searching(stream, stream.train, stream.experiences[0].train[:2].tolist(), [len(stream.train) - 1])
+
+
+class FindsItself(_Altered):
+    """Searches for images that are in the gallery."""
+
+    def alter(self, stream: Any) -> Any:
+        return _searching(stream, stream.test, [0, 1], [1])
+
+
 class Doubled(_Altered):
     """Lists its samples twice."""
 
@@ -718,6 +737,7 @@ BROKEN_SCENARIOS: list[tuple[str, type[SyntheticScenario], str]] = [
     ("same_parameters_same_stream", Counted, "second time"),
     ("same_parameters_same_stream", DrawsGlobalOrder, "numpy"),
     ("stream_fits_together", OutOfRange, "stream of OutOfRange"),
+    ("stream_fits_together", FindsItself, "images that are in its gallery"),
     ("stream_fits_together", FloatLabels, "int64"),
     ("stream_fits_together", StrayTaskIds, "task ids"),
     ("stream_fits_together", OfAnotherSetting, "streams are domain, but one is class"),
@@ -727,6 +747,7 @@ BROKEN_SCENARIOS: list[tuple[str, type[SyntheticScenario], str]] = [
     ("every_class_is_tested", NeverAvailable, "Task 3"),
     ("splits_are_disjoint", TrainsOnValid, "validation"),
     ("splits_are_disjoint", ScoresTraining, "test images"),
+    ("splits_are_disjoint", TrainsOnTheGallery, "images of its gallery or queries"),
     ("samples_once", Doubled, "twice"),
     ("samples_once", ForgetsTheUnlearnt, "never learnt"),
     ("description_adds_up", Uncounted, "counts"),

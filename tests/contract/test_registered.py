@@ -114,6 +114,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "superclass_domains": {"hierarchy": EVEN_ODD},
     "multi_dataset": {"sources": ["digits", "digits"]},
     "feature_stream": {"scenario": "split_digits", "backbone": {"name": "mlp", "hidden": [6]}},
+    "compatibility": {"experiences": 4},
 }
 """What a scenario needs beside a source and a number of experiences."""
 
@@ -146,6 +147,11 @@ SCENARIOS: list[tuple[str, dict[str, Any]]] = [
     ("partially_labelled", {"labelled": 1.0, "setting": "task"}),
     ("noisy_labels", {"kind": "pair", "setting": "domain", "order": "seed:3"}),
     ("unlearning", {"what": "samples", "retain": "none"}),
+    ("unlearning", {"share": 0.3, "retrain": True, "order": "seed:4", "valid_per_class": 2}),
+    ("unlearning", {"what": "samples", "retrain": True}),
+    ("compatibility", {"held_out": 0, "experiences": 5, "test_per_class": 4, "order": "seed:2"}),
+    ("compatibility", {"gallery_source": "digits", "sizes": [1, 9], "gallery_share": 0.2}),
+    ("feature_stream", {"scenario": {"name": "compatibility"}, "backbone": {"name": "mlp", "hidden": [6]}}),
     ("multi_dataset", {"sources": ["digits", "digits"], "setting": "domain", "size": 12, "train_per_class": 9}),
     ("sandbox", {"truth": "walk", "condition": 10.0, "experiences": 3}),
     ("plasticity", {"kind": "permuted_labels", "experiences": 6}),

@@ -234,7 +234,8 @@ def test_plain_run_gives_every_m1_metric_or_a_reason():
     assert {name for name in report.absent if not m.CATALOGUE[name].of_run} == {
         "forward_transfer_minus_init", "forward_transfer_raw", "forward", "intransigence", "anytime_accuracy", "rsd",
         "rpd", "rsd_skipped_classes", "rpd_skipped_classes", "visual_decathlon_score", "seen_unseen_harmonic_mean",
-        "head_norm_ratio", "fresh_gap", "fresh_gap_mean",
+        "head_norm_ratio", "final_calibration_error", "calibration_error", "fresh_gap", "fresh_gap_mean",
+        *(f"open_set_{what}_{score}" for what in ("auroc", "fpr95") for score in ("confidence", "entropy", "energy")),
     }  # fmt: skip
     assert report.absent["forward"] == "It needs the score on task 2 after experience 1, which was not evaluated."
     assert report.get("final_accuracy") == report.values["classifier"]["global"]["final_accuracy"]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from clframe.errors import ConfigurationError
-from clframe.report import plot_curve, plot_matrix, to_png
+from clframe.metrics import reliability
+from clframe.report import plot_curve, plot_matrix, plot_reliability, to_png
 
 
 def test_matrix_writes_known_cells_and_leaves_others_blank():
@@ -65,6 +66,23 @@ def test_curves_are_refused_in_words():
         plot_curve({})
     with pytest.raises(ConfigurationError, match="same length"):
         plot_curve({"a": [[0.1], [0.1, 0.2]]})
+
+
+def test_reliability_draws_filled_bins_their_confidence_and_the_samples():
+    diagram = reliability([0.7, 0.8, 0.9, 0.95, 1.0], [1, 0, 1, 0, 1], bins=5)
+    figure = plot_reliability(diagram, title="cost $5")
+    upper, lower = figure.axes
+    bars = [(b.get_x(), b.get_width(), b.get_height()) for b in upper.patches]
+    np.testing.assert_allclose(bars, [(0.6, 0.2, 0.5), (0.8, 0.2, 2 / 3)])
+    (lines,) = upper.collections
+    np.testing.assert_allclose(lines.get_segments(), [[(0.6, 0.75), (0.8, 0.75)], [(0.8, 0.95), (1.0, 0.95)]])
+    assert [b.get_height() for b in lower.patches] == [2, 3]
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == f"calibration error {100 * diagram.error:.2f} %"
+    assert [text.get_text() for text in legend.get_texts()] == ["accuracy", "mean confidence", "calibrated"]
+    assert to_png(figure).startswith(b"\x89PNG")
+    with pytest.raises(ConfigurationError, match="needs samples"):
+        plot_reliability(reliability([], []))
 
 
 def test_no_pyplot_and_no_early_matplotlib():

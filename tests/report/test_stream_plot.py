@@ -12,6 +12,7 @@ from clframe.data import DataRoot
 from clframe.report.stream_plot import plot_stream, stream_counts
 from clframe.report.style import to_png
 from clframe.scenarios.split import SplitDigits
+from clframe.stream import Retrieval
 from clframe.testing.streams import synthetic_stream
 
 
@@ -44,6 +45,14 @@ def test_where_there_are_domains_they_are_counted():
     what, counts = stream_counts(dataclasses.replace(stream, train=train))
     assert what == "domain"
     np.testing.assert_array_equal(counts, np.diag([len(e.train) for e in stream.experiences]))
+
+
+def test_a_gallery_is_told():
+    stream = synthetic_stream()
+    assert "gallery" not in plot_stream(stream).axes[0].get_title()
+    shown = Retrieval(stream.test, torch.tensor([0, 1, 2]), torch.tensor([4, 5]), torch.tensor([[0, 0]]))
+    title = plot_stream(dataclasses.replace(stream, retrieval=shown)).axes[0].get_title()
+    assert title.split("\n")[1] == "after each: 2 queries search a gallery of 3"
 
 
 @pytest.mark.parametrize(

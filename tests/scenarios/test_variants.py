@@ -146,6 +146,30 @@ def test_classes_or_samples_are_named_and_only_what_stays_may_be_trained_on():
     ]
 
 
+@pytest.mark.parametrize("options", [{"what": "samples", "share": 0.25}, {"share": 0.3, "order": "seed:2"}])
+def test_the_reference_stream_is_the_same_without_what_is_forgotten(options):
+    stream, reference = built(Unlearning, **options), built(Unlearning, retrain=True, **options)
+    forget = set(stream.experiences[-1].forget.tolist())
+    left = [sorted(set(e.train.tolist()) - forget) for e in stream.experiences]
+    assert [e.train.tolist() for e in reference.experiences] == [ids for ids in left if ids]
+    assert not any(len(e.forget) for e in reference.experiences)
+    alone = built(Unlearning, retrain=True, retain="none", **options)  # in the event nothing would be left to do
+    assert [e.train.tolist() for e in alone.experiences] == [e.train.tolist() for e in reference.experiences[:-1]]
+    for table in ("train", "test"):
+        names = [np.array(s.class_names)[getattr(s, table).targets] for s in (stream, reference)]
+        known = getattr(reference, table).targets >= 0
+        assert (names[0][known] == names[1][known]).all()
+        gone = set(np.unique(getattr(stream, table).targets[~known]).tolist())
+        assert gone == (set() if "what" in options else {0, 1, 2})
+
+
+def test_a_reference_without_anything_is_refused():
+    with pytest.raises(ConfigurationError, match="leave some of the 2 classes"):
+        built(Unlearning, retrain=True, share=0.9, classes=2, experiences=1)
+    with pytest.raises(ConfigurationError, match="training samples of every class"):
+        built(Unlearning, retrain=True, what="samples", share=0.9, train_per_class=1)
+
+
 def test_replay_forgets_and_goes_on(tmp_path):
     scenario = {"name": "unlearning", "train_per_class": 12, "test_per_class": 5, "share": 0.2, "retain": "none"}
     strategy = {"name": "replay", "memory_size": 20}

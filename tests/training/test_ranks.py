@@ -73,6 +73,13 @@ def test_two_ranks_train_as_one(strategy: dict[str, Any], tmp_path: Path) -> Non
     check_equal(one, by_ranks(2, tmp_path / "two", strategy=strategy))
 
 
+def test_ranks_score_what_is_to_come_without_an_answer(tmp_path: Path) -> None:
+    task = {"strategy": {"name": "replay", "memory_size": 12}, "evaluate_future": True}
+    one = clframe.run(**MLP, **task, run_dir=tmp_path / "one", progress=False)
+    assert one.metrics["open_set_auroc_energy"][0] is not None
+    check_equal(one, by_ranks(2, tmp_path / "two", **task))
+
+
 def test_three_ranks_and_a_last_batch_that_does_not_divide(tmp_path: Path) -> None:
     strategy = {"name": "replay", "memory_size": 11}
     one = clframe.run(**{**MLP, "batch_size": 14}, strategy=strategy, run_dir=tmp_path / "one", progress=False)
