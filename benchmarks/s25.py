@@ -113,7 +113,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # λ_s by `der_masks.py`: the best of its grid on held-out samples of the first experience
     "der_masks": {
         "strategy": {"name": "der", "masks": True, "sparsity": 6.0, **MEMORY},
-        "head": {"bias": False},
+        "head": {"bias": False, "init": "kaiming_normal"},  # as it was tuned
     },
 }
 

@@ -80,14 +80,16 @@ def test_the_table_has_every_method_once_with_its_numbers(module: ModuleType, re
 
 
 def test_sentences_name_the_larger_first_and_part_what_is_supported(module: ModuleType, record: dict[str, Any]) -> None:
-    supported, _, rest = module.sentences(record)
+    supported, _, alone, _, rest = module.sentences(record)
     pairs = {(d["first"], d["second"]): d for d in record["differences"]["final_accuracy"]}
     assert not pairs["der", "foster"]["supported"]
     assert "der above foster" in rest
+    weak = next(d for d in pairs.values() if d["low"] > 0 and not d["supported"])
+    assert f"{weak['first']} above {weak['second']}" in alone
     assert pairs["joint", "finetune"]["supported"]
     assert "joint above finetune by 27.5 (" in supported
     flipped = {
         **record,
         "differences": {"final_accuracy": [{**pairs["der", "foster"], "mean": -0.02, "low": -0.05, "high": 0.01}]},
     }
-    assert "foster above der by 2.0 (-1.0 to +5.0)" in module.sentences(flipped)[2]
+    assert "foster above der by 2.0 (-1.0 to +5.0)" in module.sentences(flipped)[4]
