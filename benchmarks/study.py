@@ -28,8 +28,6 @@ RESULTS = Path(__file__).parent / "results"
 METHODS = ("joint", "der", "foster", "replay", "ewc", "finetune")
 SEEDS = (0, 1, 2)
 METRICS = ("final_accuracy", "average_incremental_accuracy", "forgetting_max", "learning_accuracy", "total_train_flops")
-PROBED = (0,)
-"""Seeds whose extractors are reported; all of them would take most of an hour."""
 PROBE = {"train_per_class": 100, "layers": ["stage1", "stage2", "stage3", "features"], "cka_samples": 500}
 
 
@@ -130,8 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if missing:
             sys.exit(f"The study needs runs that aren't there: {', '.join(missing)}. Make them with benchmarks/s25.py.")
         runs = {key: clframe.load(run.directory) for key, run in planned.items()}
-        for (method, seed), run in runs.items():
-            if seed in PROBED and method != "joint":  # which has one model alone
+        for (method, _), run in runs.items():
+            if method != "joint":  # which has one model alone
                 run.representation(data_root=given.data_root, **PROBE)
         clframe.compare(list(runs.values()), metrics=METRICS).save(RESULTS / "study.html")
         write_json(file, study(runs))

@@ -140,8 +140,8 @@ SOURCES = (
     Source(
         "plasticity.json",
         "A stream of 120 tasks on which fine-tuning learns ever less.",
-        "",
-        ("python benchmarks/plasticity.py --seeds 3",),
+        "[plasticity.md](../benchmarks/plasticity.md)",
+        ("python benchmarks/plasticity.py --seeds 3", "python benchmarks/plasticity.py --page"),
         DIGITS,
     ),
     Source(

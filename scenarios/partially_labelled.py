@@ -28,7 +28,7 @@ class PartiallyLabelled(Split):
         1: first version.
     """
 
-    example: ClassVar[str] = "--scenario.labelled 0.1 --strategy replay+pseudo_labels --strategy.memory-size 50"
+    example: ClassVar[str] = "--scenario.labelled 0.1 --strategy replay+pseudo_labels --strategy.memory-size 20"
     prefix: ClassVar[str] = "partially_labelled"
     usual_experiences: ClassVar[int | None] = 5
 

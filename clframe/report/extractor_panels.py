@@ -17,7 +17,7 @@ from clframe.report.style import PAGE
 __all__ = ["REPRESENTATION", "drift", "layers", "probe", "probe_matrices"]
 
 Float = NDArray[np.float64]
-_NONE = "No run has a representation.json, which `clframe representation DIR` makes of a run that kept its models."
+_NONE = "No row has a representation.json for every seed; `clframe representation DIR` makes that of a run which kept its models."
 
 
 def _read(scenario: ScenarioComparison, what: Callable[[Mapping[str, Any]], Any]) -> dict[str, list[Any]]:

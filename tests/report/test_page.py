@@ -113,7 +113,7 @@ def test_what_is_not_there_is_said_with_its_reason():
     for reason in (
         "No finished run has seen_accuracy.",
         "No finished run has effective_rank.",
-        "No run has a representation.json",
+        "No row has a representation.json for every seed",
     ):
         assert reason in text
     assert Reader(text).open == []
