@@ -19,7 +19,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "resnet32": {"name": "resnet32"},
 }
 METHODS = ("finetune", "replay", "ewc", "der", "foster")
-LR, MOMENTUM, DECAY, STRENGTH, EVAL_BATCH = 0.02, 0.9, 5e-4, 100.0, 512
+LR, MOMENTUM, DECAY, STRENGTH, EVAL_BATCH = 0.02, 0.9, 5e-4, 1.0, 512
 BETAS, TEMPERATURE, DER_TEMPERATURE, BALANCED_LR = (0.96, 0.97), 2.0, 5.0, 0.1
 
 
