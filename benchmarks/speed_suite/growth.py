@@ -86,7 +86,7 @@ class WatchedEWC(Watched, EWC):
 STREAMERS: dict[str, Any] = {
     "finetune": lambda: WatchedFinetune(epochs=2),
     "replay": lambda: WatchedReplay(epochs=2, form="step", memory_size=200, nme=False),
-    "ewc": lambda: WatchedEWC(epochs=2, fisher="batch"),
+    "ewc": lambda: WatchedEWC(epochs=2, fisher="batch", strength=1.0, fisher_max=1e-4),
 }
 
 
