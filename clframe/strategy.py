@@ -508,6 +508,10 @@ class Strategy(Configurable):
         """Return the mask of classes in the softmax that `loss_over` asks for, None for all seen."""
         if self.loss_over == "seen" or (self.loss_over == "auto" and self.run.setting != "task"):
             return None
+        return self.experience_classes(batch)
+
+    def experience_classes(self, batch: Batch) -> Tensor:
+        """Return the mask (K,) of the experience's classes, or (B, K) of every sample's own task where there are task ids."""
         if batch.task_ids is not None:
             return self.run.task_mask(batch.task_ids)
         mask = torch.zeros(self.network.num_classes, dtype=torch.bool)

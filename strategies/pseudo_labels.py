@@ -66,10 +66,6 @@ class PseudoLabels(Strategy):
 
     def candidate_classes(self, batch: Batch) -> Tensor | None:
         """Return the mask (K,) or (B, K) of the classes that are told apart, None for all seen."""
-        if batch.task_ids is not None:
-            return self.run.task_mask(batch.task_ids)
-        if self.candidates == "seen":
+        if self.candidates == "seen" and batch.task_ids is None:
             return None
-        mask = torch.zeros(self.network.num_classes, dtype=torch.bool)
-        mask[list(batch.experience.classes)] = True
-        return mask.to(batch.x.device)
+        return self.experience_classes(batch)
