@@ -81,7 +81,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "lwf": {"strategy": {"name": "lwf", "strength": 3.0}},  # PyCIL's λ; its softmax over the new classes
     "ewc": {"strategy": {"name": "ewc", "fisher": "batch", "strength": 1000.0, "fisher_max": 1e-4}},  # PyCIL's values
     "si": {"strategy": {"name": "si"}},
-    "mas": {"strategy": {"name": "mas"}},
+    "mas": {
+        "strategy": {"name": "mas", "importance_max": 1.0}
+    },  # the paper's λ; lr · λ · Ω stays below 1 (it diverged)
     "l2_anchor": {"strategy": {"name": "l2_anchor"}},
     "featkd": {"strategy": {"name": "featkd"}},
     "predkd": {"strategy": {"name": "predkd"}},
@@ -110,10 +112,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "agem": {"strategy": {"name": "agem", **STEP}},
     # 64 epochs over 250 exemplars present about as much as 12 over an experience and them
     "gdumb": {"strategy": {"name": "gdumb", **MEMORY}, "epochs": 64},
-    # λ_s by `der_masks.py`: the best of its grid on held-out samples of the first experience
+    # λ_s by `der_masks.py`, on held-out samples of the first experience: the best of those that leave at most 70 %
     "der_masks": {
         "strategy": {"name": "der", "masks": True, "sparsity": 6.0, **MEMORY},
-        "head": {"bias": False, "init": "kaiming_normal"},  # as it was tuned
+        "head": {"bias": False},
     },
 }
 

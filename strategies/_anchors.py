@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
@@ -40,6 +41,11 @@ class AnchoredStrategy(Strategy):
     """Name of the loss term."""
 
     strength: float = field(default=1.0, ge=0, help="λ, the weight of the penalty.")
+    importance_max: float | None = field(
+        default=None,
+        gt=0,
+        help="Largest importance that a weight gains in an experience; none: any. Steps diverge where lr · λ · Ω is above 1.",
+    )
 
     def setup(self) -> None:
         """Start without a penalty."""
@@ -55,9 +61,10 @@ class AnchoredStrategy(Strategy):
         return self.strength * quadratic(self.network, self.anchor_, self.importance_)
 
     def consolidate(self, gained: Mapping[str, Tensor]) -> None:
-        """Add to the importances, and move the anchor to the weights as they are now."""
-        for name, new in gained.items():
-            old = self.importance_.get(name)
+        """Add to the importances, each up to `importance_max`, and move the anchor to the weights as they are now."""
+        most = math.inf if self.importance_max is None else self.importance_max
+        for name, full in gained.items():
+            new, old = full.clamp(max=most), self.importance_.get(name)
             self.importance_[name] = new if old is None else padded(old, new) + new
         held = [(n, p) for n, p in self.network.named_parameters() if n in self.importance_]
         self.anchor_ = {n: prefix(p.detach(), self.importance_[n]).clone() for n, p in held}
@@ -123,7 +130,7 @@ def mean_over_samples(
     experience: Experience,
     samples: int | None,
     purpose: str,
-    measure: Callable[[Batch, dict[str, nn.Parameter]], tuple[dict[str, Tensor], int]],
+    measure: Callable[[Batch, dict[str, nn.Parameter], dict[str, Tensor]], int],
 ) -> dict[str, Tensor]:
     """Average something over an experience by parameter name: eval mode, no augmentation.
 
@@ -132,7 +139,8 @@ def mean_over_samples(
         experience: Whose training samples.
         samples: How many of them, drawn at random; None means all.
         purpose: Names the random draw.
-        measure: Maps a batch and the trainable parameters to sums by name, and to how many they are sums of.
+        measure: Given a batch, the trainable parameters and the totals so far, all by name: adds to the totals in place,
+            which spares the memory of a further copy of all weights, and returns how many values it has added to each.
     """
     ids = experience.train
     if samples is not None and samples < len(ids):
@@ -142,10 +150,7 @@ def mean_over_samples(
     strategy.network.eval()
     count = 0
     for batch in strategy.run.batches(ids):
-        sums, weight = measure(batch, parameters)
-        count += weight
-        for name, value in sums.items():
-            total[name] += value
+        count += measure(batch, parameters, total)
     return {n: t / max(count, 1) for n, t in total.items()}
 
 

@@ -109,20 +109,26 @@ class EWC(Strategy):
         return found if self.fisher_max is None else {n: f.clamp(max=self.fisher_max) for n, f in found.items()}
 
     def _squared_batch_gradient(
-        self, batch: Batch, parameters: dict[str, nn.Parameter]
-    ) -> tuple[dict[str, Tensor], int]:
+        self, batch: Batch, parameters: dict[str, nn.Parameter], total: dict[str, Tensor]
+    ) -> int:
+        """Add the squared gradient of the batch's mean loss."""
         logits = self.network(batch.x, batch.task_ids).logits
         loss = cross_entropy(logits, batch.y, self.allowed_classes(batch))
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        return {n: g.square() for n, g in zip(parameters, found, strict=True) if g is not None}, 1
+        for name, gradient in zip(parameters, found, strict=True):
+            if gradient is not None:
+                total[name].addcmul_(gradient, gradient)
+        return 1
 
     def _squared_sample_gradients(
-        self, batch: Batch, parameters: dict[str, nn.Parameter]
-    ) -> tuple[dict[str, Tensor], int]:
-        """Sum the squared gradients of every sample of a batch."""
+        self, batch: Batch, parameters: dict[str, nn.Parameter], total: dict[str, Tensor]
+    ) -> int:
+        """Add the squared gradients of every sample of a batch."""
         allowed = self.allowed_classes(batch)
         count = len(batch.y)
         masks = torch.ones(count, self.network.num_classes, dtype=torch.bool, device=batch.x.device)
         masks = masks if allowed is None else masks & allowed
         found = sample_gradients(self.network, batch, parameters, cross_entropy, batch.y, masks)
-        return {n: g.square().sum(dim=0) for n, g in found.items()}, count
+        for name, gradients in found.items():
+            total[name] += gradients.square().sum(dim=0)
+        return count

@@ -31,6 +31,8 @@ class MAS(AnchoredStrategy):
         Ω is measured on the training samples of the experience alone; the paper may use any unlabelled data. Public
         code often takes the absolute value of a batch's gradient, which is smaller where samples disagree. The local
         (Hebbian) variant is left out. Classifier rows added later are not held back.
+        `importance_max` bounds what a weight gains in an experience: a few large importances make plain gradient descent
+        diverge at learning rates that networks are trained with from scratch.
     """
 
     tags: ClassVar[Tags] = Tags(scores=frozenset({"accuracy", "squared_error"}), needs_boundaries=True, online=False)
@@ -49,15 +51,17 @@ class MAS(AnchoredStrategy):
         """Return (1/n) Σ_x |∂ ‖z(x)‖² / ∂θ_i| by parameter name."""
         return mean_over_samples(self, experience, self.samples, "importance", self._absolute_gradients)
 
-    def _absolute_gradients(self, batch: Batch, parameters: dict[str, nn.Parameter]) -> tuple[dict[str, Tensor], int]:
-        """Sum the absolute gradients of every sample of a batch."""
+    def _absolute_gradients(self, batch: Batch, parameters: dict[str, nn.Parameter], total: dict[str, Tensor]) -> int:
+        """Add the absolute gradients of every sample of a batch."""
         count = len(batch.x)
         if batch.task_ids is None:
             counted = torch.ones(count, self.network.num_classes, dtype=torch.bool, device=batch.x.device)
         else:
             counted = self.run.task_mask(batch.task_ids)
         found = sample_gradients(self.network, batch, parameters, _squared_norm, counted)
-        return {n: g.abs().sum(dim=0) for n, g in found.items()}, count
+        for name, gradients in found.items():
+            total[name] += gradients.abs().sum(dim=0)
+        return count
 
 
 def _squared_norm(logits: Tensor, counted: Tensor) -> Tensor:

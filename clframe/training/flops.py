@@ -41,23 +41,27 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute an operator and count it."""
-        given = kwargs or {}
-        if isinstance(func, HigherOrderOperator):  # such as control flow: computed, but not looked into
-            return func(*args, **given)
-        formula = formulas().get(func.overloadpacket)
-        if formula is None and torch.is_inference_mode_enabled() and _is_composite(func):
+        formula, whole = _treatment(func)
+        if whole and torch.is_inference_mode_enabled():
             with self:  # inference mode passes on whole what is made of other operators, such as `linear`
-                return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **given)
-        out = func(*args, **given)
+                return func._op_dk(_COMPOSITE, *args, **(kwargs or {}))
+        out = func(*args, **kwargs) if kwargs else func(*args)
         if formula is not None:
-            self.flops += formula(*args, **given, out_val=out)
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
         return out
 
 
-@functools.cache
-def _is_composite(func: Any) -> bool:
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+@functools.cache  # asked for every operator of every counted step
+def _treatment(func: Any) -> tuple[Formula | None, bool]:
+    """Return an operator's formula, and whether it is one without a formula that is made of others."""
+    if isinstance(func, HigherOrderOperator):  # such as control flow: computed, but not looked into
+        return None, False
+    formula = formulas().get(func.overloadpacket)
+    composite = bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE))
+    return formula, formula is None and composite
 
 
 @functools.cache
@@ -70,6 +74,8 @@ def formulas() -> Mapping[Any, Formula]:
     flash_backward = flop_registry[aten._scaled_dot_product_flash_attention_backward]
     return {
         **flop_registry,
+        aten.mm: _mm,  # PyTorch's own look for shapes in every argument, which takes longer than a small product
+        aten.addmm: lambda _, a, b, **__: _mm(a, b),
         aten.convolution_backward: _convolution_backward,
         aten._scaled_dot_product_flash_attention_for_cpu: flash,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: flash_backward,
@@ -87,6 +93,11 @@ def formulas() -> Mapping[Any, Formula]:
         aten.linalg_solve_triangular: _of_square(lambda n, k: n * n * k),
         aten._linalg_svd: _svd,
     }
+
+
+def _mm(a: Tensor, b: Tensor, **_: Any) -> int:
+    """Of a product of matrices (M, K) and (K, N)."""
+    return 2 * a.numel() * b.shape[1]
 
 
 def _convolution_backward(

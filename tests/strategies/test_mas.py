@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import clframe
 from clframe.models.resnet import ResNet8
 from clframe.strategies.finetune import Finetune
 from clframe.strategies.mas import MAS
@@ -41,6 +42,29 @@ def flat(module: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("stop_after", [8, 15])
 def test_it_resumes_with_its_penalty(resumes, stop_after):
     resumes(MAS(strength=0.1, samples=7), stop_after)
+
+
+def test_a_bound_caps_what_each_experience_adds(make):
+    free, bounded = (make(MAS(strength=0.0, importance_max=bound)).run().strategy for bound in (None, 1e-3))
+    for strategy in (free, bounded):
+        strategy.importance_ = {}
+    for values in (5e-4, 2e-3):  # as if two experiences had measured them
+        gained = {n: torch.full_like(p, values) for n, p in free.network.named_parameters()}
+        free.consolidate(gained)
+        bounded.consolidate(gained)
+    for name, importance in bounded.importance_.items():
+        torch.testing.assert_close(importance, torch.full_like(importance, 1.5e-3))
+        torch.testing.assert_close(free.importance_[name], torch.full_like(importance, 2.5e-3))
+
+
+def test_a_bound_keeps_steps_that_would_diverge(make):
+    def last(bound: float | None) -> float:
+        trial = make(MAS(strength=100.0, importance_max=bound), optimizer={"lr": 0.1, "momentum": 0.0})
+        return float(flat(trial.run().strategy.network).abs().max())
+
+    assert last(1e-2) < 10, "lr · λ · Ω is at most 0.1 per experience"
+    with pytest.raises(clframe.errors.TrainingError, match=r"became (nan|inf)"):
+        last(None)
 
 
 # ---- the importance
