@@ -113,6 +113,7 @@ class Context:
         self.pretrained = setup.pretrained
         self.input_shape = setup.stream.shape
         self.optimizer: torch.optim.Optimizer | None = None  # of the phase that trains now
+        self.pass_over: Callable[[Iterator[Batch]], Iterator[Batch]] = iter  # instruments may watch every batch
         self.presented = 0  # samples that the strategy asked for beside the trainer's batches, not counted yet
         self.streams = RandomStreams(setup.seed, setup.init_seed, setup.data_seed)
         self.experience = setup.stream.experiences[0]
@@ -173,7 +174,7 @@ class Context:
     def batches(self, ids: Tensor, batch_size: int | None = None) -> Iterator[Batch]:
         """Yield samples in order under the test transform; in a dry run at most two of them."""
         chosen = ids[:2] if self.setup.dry else ids
-        return self.train_maker.in_order(chosen, batch_size or self.batch_size, self.experience)
+        return self.pass_over(self.train_maker.in_order(chosen, batch_size or self.batch_size, self.experience))
 
     def training_batch(self, ids: Tensor, purpose: str) -> Batch:
         """Return samples as one batch under the training augmentation, drawn from the purpose's own generator."""

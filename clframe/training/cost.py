@@ -97,7 +97,8 @@ class Cost(Instrument):
 
     Floating-point operations (a multiplication and an addition are two) of optimiser steps are counted on the first
     steps of every phase and of every shape of a batch, and multiplied by the steps (`StepCosts`); those of the strategy's
-    other hooks and of scoring are all counted. Of several processes the first one's are multiplied by their number.
+    other hooks and of scoring are all counted, but of a pass over samples the first batches alone. Of several processes
+    the first one's are multiplied by their number.
     Definitions: docs/cost.md.
     """
 
@@ -133,13 +134,29 @@ class Cost(Instrument):
             yield
             return
         before, scoring = self._counter.flops, kind == "evaluation"
-        with self._clock.running("evaluation" if scoring else "hooks"), self._counter:
+        with self._clock.running("evaluation" if scoring else "hooks"), self._counter.running():
             yield
         spent = self._everywhere(self._counter.flops - before)
         if scoring:
             self._account.evaluation_flops += spent
         elif spent:
             self._account.hook_flops[kind] = self._account.hook_flops.get(kind, 0) + spent
+
+    def pass_over(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Take what is done with a batch to cost what it did with the one before, from the second of a shape on."""
+        if not self._counter.is_running:
+            yield from batches
+            return
+        costs = StepCosts()
+        for batch in batches:
+            shape, samples, before = tuple(batch.x.shape), len(batch.x), self._counter.flops
+            if costs.settled(shape):
+                self._counter.flops += costs.expected(shape, samples)  # first: a pass may be left within a batch
+                with self._counter.pausing():
+                    yield batch
+            else:
+                yield batch
+                costs.counted(shape, samples, self._counter.flops - before)
 
     @contextlib.contextmanager
     def phase(self, experience: Experience, begun: BegunPhase, stepper: Stepper) -> Iterator[None]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 __all__ = ["FlopCounter", "formulas"]
 
@@ -38,6 +39,42 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
+        self._runs: object | None = None
+        self._pauses = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it counts what is computed now, and nothing else watches in between."""
+        return self._runs is not None and _get_current_dispatch_mode() is self  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what is computed inside, but for what `pausing` encloses."""
+        self._runs = object()
+        self.__enter__()
+        try:
+            yield
+        finally:
+            if not self._pauses:
+                self.__exit__(None, None, None)
+            self._runs, self._pauses = None, False
+
+    @contextlib.contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Don't count what is computed inside; it costs nothing more then. Does nothing unless `is_running`.
+
+        It may end after `running` has, as the block of a generator does that an exception has left behind.
+        """
+        runs = self._runs if self.is_running else None
+        if runs is not None:
+            self.__exit__(None, None, None)
+            self._pauses = True
+        try:
+            yield
+        finally:
+            if runs is not None and runs is self._runs:
+                self.__enter__()
+                self._pauses = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute an operator and count it."""

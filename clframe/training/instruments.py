@@ -46,6 +46,10 @@ class Instrument:
         """
         return _NOTHING
 
+    def pass_over(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Hand on the batches of a pass over samples in order, which a hook of the strategy makes."""
+        return batches
+
     def phase(self, experience: Experience, begun: BegunPhase, stepper: Stepper) -> AbstractContextManager[Any]:
         """Enclose the steps of a phase, or what is left of them when the run was resumed inside."""
         return _NOTHING
@@ -81,6 +85,7 @@ class Instruments:
         self.instruments = tuple(instruments)
         self._stepping = _overriding(instruments, "step")
         self._after_step = _overriding(instruments, "stepped")
+        self._passing = _overriding(instruments, "pass_over")
 
     def begin(self, context: Context) -> None:
         """Tell all that the run starts or goes on."""
@@ -94,6 +99,12 @@ class Instruments:
             for instrument in self.instruments:
                 stack.enter_context(instrument.work(kind, experience))
             yield
+
+    def pass_over(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Hand on the batches of a pass over samples in order."""
+        for instrument in self._passing:
+            batches = instrument.pass_over(batches)
+        return batches
 
     @contextlib.contextmanager
     def phase(self, experience: Experience, begun: BegunPhase, stepper: Stepper) -> Iterator[None]:

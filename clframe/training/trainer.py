@@ -108,6 +108,7 @@ class Trainer:
         self._resumed: dict[str, Any] | None = None  # the checkpoint, while the phase that it was taken in is rebuilt
         with isolated():
             self.context = Context(setup)
+            self.context.pass_over = self.instruments.pass_over
             self.strategy.bind(self.context)
             self.strategy.check(self.context)
         self.instruments.begin(self.context)

@@ -106,11 +106,14 @@ def test_gradients_of_single_samples_are_counted_like_those_of_a_batch():
 
 
 class EveryStep(Cost):
-    """Counts every step, and remembers each."""
+    """Counts every step, and every batch of a pass over samples."""
 
     def step(self, batch):
         self._costs = StepCosts()
         return super().step(batch)
+
+    def pass_over(self, batches):
+        return batches
 
 
 def both(strategy: Any, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -132,6 +135,7 @@ def both(strategy: Any, **options: Any) -> tuple[list[dict[str, Any]], list[dict
         lambda: DarkER(epochs=5, memory_size=12),
         lambda: FOSTER(epochs=3, memory_size=6),
         lambda: EWC(epochs=3) + Replay(memory_size=4),
+        lambda: EWC(epochs=1, fisher="batch"),
     ],
 )
 def test_a_few_counted_steps_give_what_counting_all_of_them_gives(strategy):
@@ -155,6 +159,55 @@ def test_most_steps_are_not_counted():
     trainer.run()
     assert len(counted) == 60
     assert sum(counted) == 2 * 2 * 2  # two of each shape in each experience
+
+
+class PassesOver(Finetune):
+    """Looks at its samples after an experience, `left` after so many batches, and remembers which it was watched at."""
+
+    left, how = 100, "break"
+
+    def after_experience(self, experience):
+        self.watched = []
+        for number, batch in enumerate(self.run.batches(experience.train, 2)):
+            self.watched.append(counting())
+            self.network(batch.x)
+            if number == self.left:
+                if self.how == "break":
+                    break
+                raise RuntimeError
+        self.watched.append(counting())
+
+
+def counting() -> bool:
+    return isinstance(torch.utils._python_dispatch._get_current_dispatch_mode(), FlopCounter)
+
+
+def test_of_a_pass_over_samples_two_batches_are_counted():
+    setup = make_setup(PassesOver(), TWO)  # 12 samples: 6 batches
+    Trainer(dataclasses.replace(setup, instruments=(Cost(),)), MemoryRecorder()).run()
+    assert setup.strategy.watched == [True, True, False, False, False, False, True]
+
+
+def test_a_pass_that_is_left_early_costs_what_it_computed_and_what_follows_is_counted():
+    def spent(left: int) -> int:
+        setup = make_setup(PassesOver(), TWO)
+        setup.strategy.left = left
+        trainer = Trainer(dataclasses.replace(setup, instruments=(Cost(),)), MemoryRecorder())
+        trainer.run()
+        assert setup.strategy.watched[-1]
+        return accounts(trainer)[0]["hook_flops"]["after"]
+
+    assert spent(100) == 6 * spent(0)
+    assert spent(3) == 4 * spent(0)
+
+
+@pytest.mark.parametrize("left", [0, 4])
+def test_an_error_within_a_pass_leaves_no_counter_behind(left):
+    setup = make_setup(PassesOver(), TWO)
+    setup.strategy.left, setup.strategy.how = left, "raise"
+    with pytest.raises(RuntimeError):
+        Trainer(dataclasses.replace(setup, instruments=(Cost(),)), MemoryRecorder()).run()
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
 def test_a_step_that_presents_more_than_was_known_is_scaled_once_and_then_counted():
