@@ -45,18 +45,18 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def is_running(self) -> bool:
         """Whether it counts what is computed now, and nothing else watches in between."""
-        return self._runs is not None and _get_current_dispatch_mode() is self  # type: ignore[no-untyped-call]
+        return self._runs is not None and _get_current_dispatch_mode() is self
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Count what is computed inside, but for what `pausing` encloses."""
         self._runs = object()
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
             if not self._pauses:
-                self.__exit__(None, None, None)
+                self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._runs, self._pauses = None, False
 
     @contextlib.contextmanager
@@ -67,13 +67,13 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         runs = self._runs if self.is_running else None
         if runs is not None:
-            self.__exit__(None, None, None)
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._pauses = True
         try:
             yield
         finally:
             if runs is not None and runs is self._runs:
-                self.__enter__()
+                self.__enter__()  # type: ignore[no-untyped-call]
                 self._pauses = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
