@@ -81,9 +81,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "lwf": {"strategy": {"name": "lwf", "strength": 3.0}},  # PyCIL's λ; its softmax over the new classes
     "ewc": {"strategy": {"name": "ewc", "fisher": "batch", "strength": 1000.0, "fisher_max": 1e-4}},  # PyCIL's values
     "si": {"strategy": {"name": "si"}},
-    "mas": {
-        "strategy": {"name": "mas", "importance_max": 1.0}
-    },  # the paper's λ; lr · λ · Ω stays below 1 (it diverged)
+    # with the paper's λ, and no bound, MAS diverged; so lr · λ · Ω stays below 1
+    "mas": {"strategy": {"name": "mas", "importance_max": 1.0}},
     "l2_anchor": {"strategy": {"name": "l2_anchor"}},
     "featkd": {"strategy": {"name": "featkd"}},
     "predkd": {"strategy": {"name": "predkd"}},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
@@ -62,9 +61,9 @@ class AnchoredStrategy(Strategy):
 
     def consolidate(self, gained: Mapping[str, Tensor]) -> None:
         """Add to the importances, each up to `importance_max`, and move the anchor to the weights as they are now."""
-        most = math.inf if self.importance_max is None else self.importance_max
         for name, full in gained.items():
-            new, old = full.clamp(max=most), self.importance_.get(name)
+            new = full if self.importance_max is None else full.clamp(max=self.importance_max)
+            old = self.importance_.get(name)
             self.importance_[name] = new if old is None else padded(old, new) + new
         held = [(n, p) for n, p in self.network.named_parameters() if n in self.importance_]
         self.anchor_ = {n: prefix(p.detach(), self.importance_[n]).clone() for n, p in held}

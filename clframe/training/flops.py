@@ -40,7 +40,6 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self._runs: object | None = None
-        self._pauses = False
 
     @property
     def is_running(self) -> bool:
@@ -55,9 +54,9 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
-            if not self._pauses:
+            if self.is_running:  # no pause has left it
                 self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            self._runs, self._pauses = None, False
+            self._runs = None
 
     @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:
@@ -68,13 +67,11 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         runs = self._runs if self.is_running else None
         if runs is not None:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            self._pauses = True
         try:
             yield
         finally:
             if runs is not None and runs is self._runs:
                 self.__enter__()  # type: ignore[no-untyped-call]
-                self._pauses = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute an operator and count it."""
